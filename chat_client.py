@@ -22,14 +22,14 @@ import unicodedata
 from typing import Callable, List, Optional
 
 HOST, PORT = "127.0.0.1", 7500
-MAX_LINE = 4096             # bytes in a message, as in the server
-ANSWER_TIMEOUT = 5          # seconds for the server to answer when we connect and when we join
-CLOSE_TIMEOUT = 2           # seconds for the server to read our last lines
-MAX_MESSAGES = 5000         # that the window keeps
-TICK = 20                   # milliseconds between two looks at what has come
-LINES_A_TICK = 200          # that are shown at once, so that the window answers while thousands come
+MAX_LINE = 4096           # bytes in a message, as in the server
+ANSWER_TIMEOUT = 5        # seconds for the server to answer when we connect and when we join
+CLOSE_TIMEOUT = 2         # seconds for the server to read our last lines
+MAX_MESSAGES = 5000       # that the window keeps
+TICK = 20                 # milliseconds between two looks at what has come
+LINES_A_TICK = 100        # that are shown at once, so that the window answers while thousands come
 COLOURS = {"You:": "#2a7fd4", "*": "#3d8b3d"}    # own messages and notices, readable on white and on black
-# For a server that vanished: seconds of silence before a probe (macOS: the second name), between probes, how many:
+# For a server that vanished: seconds before a probe (two names), seconds between probes, and how many.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
@@ -68,13 +68,12 @@ class ChatClient:
 
     def read_line(self) -> str:
         """Wait for the server's next line. Raises ChatError if none comes."""
-        line = ""
         try:
             line = self.file.readline(65536)    # more than any line of our server has
         except socket.timeout:
             raise ChatError(f"{self.host} port {self.port} says nothing. Is that a chat server?")
         except OSError:
-            pass    # broken or closed, it comes to the same
+            line = ""    # broken or closed: to us it is the same
         if not line:
             raise ChatError("The server closed the connection.")
         return line.rstrip("\r\n")
@@ -113,11 +112,8 @@ class ChatClient:
             raise ChatError("Not sent: the connection to the server is lost.")
 
     def close(self) -> None:
-        """Say that nothing more comes, wait until the server has read all and closed, then close.
-
-        A mere close while something is unread here sends a reset, and that can destroy what was just sent.
-        """
-        self.closing = True
+        """Say that nothing more comes, wait until the server has read all and closed, then close."""
+        self.closing = True    # a mere close, with something unread, sends a reset: that can destroy what was sent
         with contextlib.suppress(OSError):    # the server may have been faster
             self.socket.shutdown(socket.SHUT_WR)
         if self.receive_thread:
@@ -195,8 +191,7 @@ def wrap(text: str, width: int, width_of: Callable[[str], int]) -> List[str]:
 class Message:
     """A line of the chat, and when it came."""
     def __init__(self, text: str) -> None:
-        self.text = text
-        self.time = time.strftime("%H:%M")
+        self.text, self.time = text, time.strftime("%H:%M")
 
 
 class JoinDialog:
@@ -246,7 +241,7 @@ class JoinDialog:
 
 
 class ChatWindow:
-    """The window. What runs in other threads is marked so, and touches no widget."""
+    """The window. All of this runs in the GUI thread; a queue brings what the receiving thread hears."""
     def __init__(self, host: str, port: int, nickname: str) -> None:
         self.root = tkinter.Tk()
         self.root.withdraw()    # until we are in the room
@@ -254,9 +249,9 @@ class ChatWindow:
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
         if self.root.tk.call("tk", "windowingsystem") == "x11":
             ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
-        font = tkinter.font.nametofont("TkTextFont")
-        font.configure(size=13)    # for the projector
-        self.width_of = functools.lru_cache(maxsize=None)(font.measure)    # asking Tk every time takes too long
+        text_font = font.nametofont("TkTextFont")
+        text_font.configure(size=13)    # for the projector
+        self.width_of = functools.lru_cache(maxsize=None)(text_font.measure)    # to ask Tk each time takes long
         self.messages = []      # of Message
         self.rows = []          # for each row of the Listbox, the Message that it is part of
         self.unread, self.nickname = 0, nickname
@@ -292,9 +287,9 @@ class ChatWindow:
         self.width = self.message_listbox.winfo_reqwidth()
 
     def start_chat(self, client: ChatClient, nickname: str) -> None:
-        """We are in the room: show the window. The receiving thread gets a queue, for it must not touch a widget."""
+        """We are in the room: receive, and show the window."""
         self.client, self.nickname, self.incoming = client, nickname, queue.Queue()
-        client.start_receiving(self.incoming.put)
+        client.start_receiving(self.incoming.put)    # a thread may fill a queue, but not touch a widget
         self.send_button.configure(text="Send", command=self.send_message)
         self.root.deiconify()
         self.entry_field.focus()
@@ -310,8 +305,9 @@ class ChatWindow:
             lines[-1] = "* The connection to the server is lost."
         self.show(lines)
         self.following = self.message_listbox.yview()[1] == 1    # the newest message is in sight
-        in_focus = self.root.focus_displayof()
-        self.unread = 0 if in_focus else self.unread + sum(not line.startswith("* ") for line in lines)
+        self.unread += sum(not line.startswith("* ") for line in lines)
+        if self.root.focus_displayof():
+            self.unread = 0
         title = f"({self.unread}) Chat - {self.nickname}" if self.unread else f"Chat - {self.nickname}"
         if title != self.root.title():
             self.root.title(title)
@@ -336,10 +332,11 @@ class ChatWindow:
         for message in messages:
             rows = wrap(f"{message.time}  {message.text}", self.width - 12, self.width_of)
             self.message_listbox.insert("end", *rows)
-            colour = COLOURS.get(message.text.partition(" ")[0], "")
-            for _ in rows:
-                self.message_listbox.itemconfigure(len(self.rows), foreground=colour)
-                self.rows.append(message)
+            colour = COLOURS.get(message.text.partition(" ")[0])
+            if colour:
+                for index in range(len(self.rows), len(self.rows) + len(rows)):
+                    self.message_listbox.itemconfigure(index, foreground=colour)
+            self.rows += [message] * len(rows)
 
     def on_resize(self, event: "tkinter.Event") -> None:
         """Keep the newest message in sight, and wrap again when the width has stayed the same for a moment."""
@@ -367,8 +364,10 @@ class ChatWindow:
                 if not self.client.closing and not select.select([], [self.client.socket], [], 0)[1]:
                     raise ChatError("Not sent: the server does not listen. Try again.")    # rather than wait for it
                 self.client.send_message(lines[0])
-                self.show([f"You: {lines[0]}"])
-                del lines[0]
+                if not lines[0].startswith("/"):
+                    self.show([f"You: {lines[0]}"])
+                if lines.pop(0).strip() == "/quit":
+                    return self.on_closing()
         except ChatError as error:
             self.show([f"* {error}"])
         self.entry_field.delete(0, "end")
@@ -390,17 +389,17 @@ class ChatWindow:
     def on_closing(self) -> None:
         """Close the window at once, then the connection, so that the last message arrives."""
         self.root.destroy()
-        self.client.close()
+        if self.client:
+            self.client.close()
 
 
 ################ The program
 def open_window(host: str, port: int, nickname: str) -> None:
     """Import Tkinter, which only the window needs, and run the window."""
-    global tkinter, ttk
+    global tkinter, font, ttk
     try:
         import tkinter
-        import tkinter.font
-        from tkinter import ttk
+        from tkinter import font, ttk
         window = ChatWindow(host, port, nickname)
     except ImportError:
         sys.exit("This Python has no Tkinter, which the window needs (Debian, Ubuntu: sudo apt install python3-tk). "

@@ -6,8 +6,7 @@ Join it:    python chat_client.py                  (or by hand: nc 127.0.0.1 750
 
 How it is built: many threads read, one thread delivers.
     accept_connections -> a thread per client: handle_client reads lines and decides what each one is
-                              -> broadcast_message or reply -> outbox, a queue of (recipients, bytes)
-                                    -> deliver_messages: the only thread that sends to the room
+        -> broadcast_message, reply -> outbox, a queue of (recipients, bytes) -> deliver_messages sends
 """
 import argparse
 import contextlib
@@ -23,17 +22,15 @@ import unicodedata
 from typing import Iterable, Iterator, List
 
 HOST, PORT = "127.0.0.1", 7500
-RATE, BURST = 20, 2         # lines a second that one client may send, and for how many seconds at once
-MAX_NICKNAME = 20           # characters
-MAX_LINE = 4096             # bytes: 1,024 characters of any script
-NICKNAME_TIMEOUT = 60       # seconds to choose a nickname
-READ_SIZE = SEND_SIZE = 32768    # bytes that one recv or send takes at most
-SEND_BUFFER = 256 * 1024    # bytes that the kernel keeps for a client that reads slowly
+RATE, BURST = 20, 2                   # lines a second from one client, and for how many seconds at once
+MAX_NICKNAME, MAX_LINE = 20, 4096     # characters; bytes, which is 1,024 characters of any script
+NICKNAME_TIMEOUT = 60                 # seconds
+READ_SIZE = SEND_SIZE = 32 * 1024     # bytes for one recv or send
+SEND_BUFFER = 256 * 1024              # bytes that the kernel keeps for a client that reads slowly
+# For a client that vanished: seconds before a probe (two names), between probes, how many; milliseconds unconfirmed.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60000}
 MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # Windows has none
 END_OF_OUTBOX = ((), b"")                            # the last thing that stop() posts
-# When a computer vanished: seconds of silence before a probe (macOS: the second name), seconds between
-# probes, how many of them; milliseconds that sent bytes may go unconfirmed.
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60000}
 # Control characters, line and paragraph separators, and what turns the direction of text around:
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -42,8 +39,8 @@ UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 def read_lines(client_socket: socket.socket) -> Iterator[List[bytes]]:
     """Yield the lines that each read completes, until the client closes. Raises OSError if the connection breaks.
 
-    TCP carries bytes, not messages: one recv may bring half a line, or ten and a half. What has no
-    line ending yet waits for the next read. Of a line that is too long only the start is kept.
+    TCP carries bytes, not messages: one recv may bring half a line, or ten and a half. What has no line
+    ending yet waits for the next read, but of a line that is too long only the start is kept.
     """
     unfinished = b""
     while data := client_socket.recv(READ_SIZE):
@@ -89,9 +86,8 @@ def nickname_problem(nickname: str, taken: List[str]) -> str:
 class Client:
     """One connection: its socket, its address and, from when it is in the room, its nickname."""
     def __init__(self, client_socket: socket.socket, client_address: tuple) -> None:
-        self.socket = client_socket
+        self.socket, self.nickname = client_socket, ""
         self.name = client_address[0]    # what the log calls it
-        self.nickname = ""               # until it is in the room
         self.deadline = time.monotonic() + NICKNAME_TIMEOUT
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # else a small message waits 40 ms
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -122,16 +118,22 @@ class ChatServer:
         # The tutorials' socket, setsockopt, bind and listen in one. It knows that SO_REUSEADDR frees the
         # port of a stopped server on Linux and macOS, but lets two servers share one port on Windows.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        self.server_socket = socket.create_server((self.host, self.port), family=family, backlog=1024)
+        address = socket.getaddrinfo(self.host, self.port, family)[0][4][:2]
+        self.server_socket = socket.create_server(address, family=family, backlog=1024)
         self.server_socket.settimeout(0.2)    # seconds; Ctrl+C ends no accept on Windows (cpython issue 85609)
         self.port = self.server_socket.getsockname()[1]
         self.deliver_thread = threading.Thread(target=self.deliver_messages, daemon=True)
         self.deliver_thread.start()
+        threading.Thread().start()    # Python 3.8 loads a library when the first thread ends: not when files run out!
 
     def accept_connections(self) -> None:
         """Start a thread for everybody who connects. Nothing but stop() ends this."""
         in_trouble = False
         while not self.stopping:
+            for client in list(self.connected_clients):
+                if not client.nickname and client.deadline < time.monotonic():
+                    self.reply(client, f"* No nickname came within {NICKNAME_TIMEOUT} seconds.")
+                    self.disconnect_client(client)
             client = None
             try:
                 client = Client(*self.server_socket.accept())
@@ -141,10 +143,7 @@ class ChatServer:
                 thread.start()
                 in_trouble = False
             except socket.timeout:
-                for client in list(self.connected_clients):
-                    if not client.nickname and client.deadline < time.monotonic():
-                        self.reply(client, f"* No nickname came within {NICKNAME_TIMEOUT} seconds.")
-                        self.disconnect_client(client)
+                continue
             except (OSError, RuntimeError) as error:    # out of file descriptors, or out of threads
                 if not in_trouble:
                     logging.error("A client could not connect: %s", error)
@@ -156,8 +155,8 @@ class ChatServer:
         """Read what one client sends, from its nickname to its last line. Every client's thread runs this."""
         try:
             client.socket.sendall(b"NICK Choose a nickname.\n")
-            batches = read_lines(client.socket)
-            for lines in limit_rate(batches, self.rate) if self.rate else batches:
+            lines_read = read_lines(client.socket)
+            for lines in limit_rate(lines_read, self.rate) if self.rate else lines_read:
                 self.handle_lines(client, lines)
                 if client not in self.connected_clients:
                     break
@@ -211,14 +210,14 @@ class ChatServer:
 
     def reply(self, client: Client, *lines: str) -> None:
         """Post lines to one client alone."""
-        self.outbox.put(([client], "".join(line + "\n" for line in lines).encode()))
+        self.outbox.put(([client], ("\n".join(lines) + "\n").encode()))
 
     def broadcast_message(self, sender: Client, *lines: str) -> None:
         """Post lines to everybody in the room but the sender. Whoever has left is not heard any more."""
         with self.lock:    # also so that everybody hears everything in one order
             if lines and sender in self.connected_clients:
                 others = [client for client in self.connected_clients if client.nickname and client is not sender]
-                self.outbox.put((others, "".join(line + "\n" for line in lines).encode()))
+                self.outbox.put((others, ("\n".join(lines) + "\n").encode()))
 
     def deliver_messages(self) -> None:
         """Send what the outbox holds, to each client in one piece, and wait for none of them."""
@@ -234,8 +233,8 @@ class ChatServer:
                     client.send_at_once(b"".join(pieces[client]))
                 except BlockingIOError:
                     self.disconnect_client(client, " (too slow)")
-                except OSError:
-                    pass    # the connection is broken, as the client's own thread finds out in recv
+                except (OSError, ValueError):
+                    pass    # the connection is broken, as its own thread finds out in recv, or closed already
                 if b"" in pieces[client]:
                     with contextlib.suppress(OSError):    # the client may have been faster
                         client.socket.shutdown(socket.SHUT_RDWR)    # wakes recv on Linux and macOS,
@@ -268,15 +267,16 @@ class ChatServer:
 
 ################ The program
 def how_to_join(host: str, port: int) -> str:
-    """Return which computers can join the server, and what to type there."""
+    """Return where the server listens, and what to type on which computer to join it."""
+    place, command = f"Chat server listening on {host} port {port}.", f"python chat_client.py --port {port}"
     if host in (HOST, "localhost", "::1"):
-        return f"Only this computer can join: python chat_client.py --port {port}\nTo let others in: --host 0.0.0.0"
+        return f"{place}\nOnly this computer can join, with {command}\nStart it with --host 0.0.0.0 to let others in."
     if host in ("0.0.0.0", "::"):
         host = "ADDRESS (which ipconfig shows on Windows, ifconfig on macOS, hostname -I on Linux)"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            probe.connect(("203.0.113.1", 9))    # sends nothing: UDP only looks up the way there (RFC 5737)
+            probe.connect(("203.0.113.1", 9))    # sends nothing: with UDP it only looks up the way there (RFC 5737)
             host = probe.getsockname()[0]
-    return f"On the other computers: python chat_client.py --port {port} --host {host}"
+    return f"{place}\nOn the other computers: {command} --host {host}"
 
 
 def main() -> None:
@@ -297,8 +297,7 @@ def main() -> None:
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
-        print(f"Chat server listening on {args.host} port {server.port}. Ctrl+C stops it.\n"
-              f"{how_to_join(args.host, server.port)}", flush=True)
+        print(how_to_join(args.host, server.port), flush=True)
         server.accept_connections()
     except KeyboardInterrupt:
         server.stop()
