@@ -151,7 +151,7 @@ def chat_in_terminal(host: str, port: int, nickname: str) -> None:
                 nickname = ""
         client.start_receiving(functools.partial(print_line, client))
         for line in sys.stdin:
-            if line.strip() == "/quit":
+            if line.split()[:1] == ["/quit"]:
                 break
             try:
                 client.send_message(line.rstrip("\r\n"))
@@ -213,6 +213,7 @@ class JoinDialog:
         self.status_label.grid(row=3, column=0, columnspan=2, sticky="w", pady=8)
         ttk.Button(form, text="Join", command=self.join).grid(row=4, column=1, sticky="e")
         self.window.bind("<Return>", self.join)
+        self.window.bind("<KP_Enter>", self.join)
         self.window.bind("<Escape>", self.cancel)
         self.window.protocol("WM_DELETE_WINDOW", self.cancel)
         self.fields[0].focus()
@@ -223,7 +224,7 @@ class JoinDialog:
         self.status_label["text"] = "Connecting\u2026"
         self.window.update_idletasks()    # shows it: nothing else is shown before enter_room has done
         try:
-            if not port.isdecimal() or not 1 <= int(port) <= 65535:
+            if port not in map(str, range(1, 65536)):
                 raise ChatError("A port is a number from 1 to 65535.")
             client = enter_room(host, int(port), nickname)
         except ChatError as error:
@@ -259,10 +260,10 @@ class ChatWindow:
         self.incoming = queue.Queue()
         self.build_widgets()
         self.process_incoming()
-        dialog = JoinDialog(self.root, nickname, host, port, self.start_chat)
+        self.dialog = JoinDialog(self.root, nickname, host, port, self.start_chat)
         if nickname:
-            dialog.window.withdraw()    # until there is something wrong
-            dialog.join()
+            self.dialog.window.withdraw()    # until there is something wrong
+            self.root.after(0, self.dialog.join)
 
     def build_widgets(self) -> None:
         """Lay out the messages, which grow with the window, over the entry and the button."""
@@ -282,6 +283,7 @@ class ChatWindow:
         self.entry_field.grid(row=1, column=0, sticky="ew", pady=(8, 0))
         self.send_button.grid(row=1, column=1, columnspan=2, padx=(8, 0), pady=(8, 0))
         self.entry_field.bind("<Return>", self.send_message)
+        self.entry_field.bind("<KP_Enter>", self.send_message)
         self.message_listbox.bind("<<Copy>>", self.copy_messages)    # Ctrl+C, on macOS Cmd+C
         self.message_listbox.bind("<Configure>", self.on_resize)
         self.width = self.message_listbox.winfo_reqwidth()
@@ -366,25 +368,26 @@ class ChatWindow:
                 self.client.send_message(lines[0])
                 if not lines[0].startswith("/"):
                     self.show([f"You: {lines[0]}"])
-                if lines.pop(0).strip() == "/quit":
+                if lines.pop(0).split()[0] == "/quit":
                     return self.on_closing()
         except ChatError as error:
             self.show([f"* {error}"])
         self.entry_field.delete(0, "end")
         self.entry_field.insert(0, "\n".join(lines))
+        self.message_listbox.see("end")
 
     def copy_messages(self, event: object) -> str:
         """Copy the messages that the selected rows are part of, whole and without the wrapping."""
         messages = dict.fromkeys(self.rows[index] for index in self.message_listbox.curselection())
-        self.root.clipboard_clear()
-        self.root.clipboard_append("\n".join(message.text for message in messages))
+        if messages:
+            self.root.clipboard_clear()
+            self.root.clipboard_append("\n".join(message.text for message in messages))
         return "break"    # or else Tk's own copying follows
 
     def reconnect(self) -> None:
-        """Ask again, with what the dialog held before; then it goes on in this window."""
-        self.send_button.state(["disabled"])
-        dialog = JoinDialog(self.root, self.nickname, self.client.host, self.client.port, self.start_chat)
-        dialog.window.bind("<Destroy>", lambda event: self.send_button.state(["!disabled"]))
+        """Ask again, unless the dialog is there already, with what it held before."""
+        if not self.dialog.window.winfo_exists():
+            self.dialog = JoinDialog(self.root, self.nickname, self.client.host, self.client.port, self.start_chat)
 
     def on_closing(self) -> None:
         """Close the window at once, then the connection, so that the last message arrives."""
@@ -407,7 +410,7 @@ def open_window(host: str, port: int, nickname: str) -> None:
     except tkinter.TclError as error:
         sys.exit(f"There is no screen for a window: {error}. "
                  "The terminal does not need one: python chat_client.py --text")
-    signal.signal(signal.SIGINT, lambda *_: window.on_closing())    # Ctrl+C in the terminal closes the window
+    signal.signal(signal.SIGINT, lambda *_: window.root.after(0, window.on_closing))    # Ctrl+C in the terminal
     window.root.mainloop()
 
 

@@ -33,6 +33,9 @@ MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # Windows has none
 END_OF_OUTBOX = ((), b"")                            # the last thing that stop() posts
 # Control characters, line and paragraph separators, and what turns the direction of text around:
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What nobody sees: Unicode's Default_Ignorable_Code_Point, and the Braille sign without dots:
+INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+                       "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]")
 
 
 ################ Bytes, lines, text
@@ -68,8 +71,7 @@ def clean(line: bytes) -> str:
 
 def nickname_key(nickname: str) -> str:
     """Return what nicknames are compared by: Ada, ADA, full-width Ada and Ada with an invisible joiner are one."""
-    folded = unicodedata.normalize("NFKC", nickname).casefold()
-    return "".join(char for char in folded if char.isprintable() and not "\ufe00" <= char <= "\ufe0f")
+    return unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname)).casefold()
 
 
 def nickname_problem(nickname: str, taken: List[str]) -> str:
@@ -272,9 +274,10 @@ def how_to_join(host: str, port: int) -> str:
     if host in (HOST, "localhost", "::1"):
         return f"{place}\nOnly this computer can join, with {command}\nStart it with --host 0.0.0.0 to let others in."
     if host in ("0.0.0.0", "::"):
+        family, far_away = (socket.AF_INET, "203.0.113.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
         host = "ADDRESS (which ipconfig shows on Windows, ifconfig on macOS, hostname -I on Linux)"
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            probe.connect(("203.0.113.1", 9))    # sends nothing: with UDP it only looks up the way there (RFC 5737)
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far_away, 9))    # sends nothing: with UDP it only looks up the way there (RFC 5737, 3849)
             host = probe.getsockname()[0]
     return f"{place}\nOn the other computers: {command} --host {host}"
 
@@ -293,19 +296,19 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, datefmt="%H:%M:%S",
                         format="%(asctime)s %(message)s", handlers=[logging.handlers.QueueHandler(records)])
     listener = logging.handlers.QueueListener(records, logging.StreamHandler())
-    listener.start()
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
+    except (OSError, UnicodeError) as error:
+        sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use, or the host wrong?")
+    listener.start()
+    try:
         print(how_to_join(args.host, server.port), flush=True)
         server.accept_connections()
     except KeyboardInterrupt:
         server.stop()
         print("The chat server has stopped.")
-    except (OSError, UnicodeError) as error:
-        sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use, or the host wrong?")
-    finally:
-        listener.stop()
+    listener.stop()
 
 
 if __name__ == "__main__":

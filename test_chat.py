@@ -5,21 +5,30 @@ Run them:   python -m unittest                  (all of them, in this folder)
 
 Nothing is waited for with a bare sleep: whatever is expected has DEADLINE seconds to come. To know
 that something does not come, a later line is sent as a marker, and all that is heard until then is compared.
+The window is a real one too: without Tkinter or a screen its tests are skipped (Linux: xvfb-run python -m unittest).
 """
+import collections
 import faulthandler
+import functools
+import gc
 import os
+import queue
 import random
 import re
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 import unittest
 from unittest import mock
 
+import chat_client
 import chat_server
 
 try:
@@ -141,12 +150,13 @@ class ServerProcess:
     `setup` is Python code that runs first; `paused`: nobody reads its log until it stops;
     `checks`: Python's own, which show what is not closed, but take memory too.
     """
-    def __init__(self, *options, setup="", paused=False, checks=True):
+    def __init__(self, *options, setup="", paused=False, checks=True, folder=HERE):
         python = [sys.executable, "-X", "dev", "-W", "error"] if checks else [sys.executable]
         start = ["-c", f"{setup}\nimport chat_server\nchat_server.main()"] if setup else ["chat_server.py"]
         self.process = subprocess.Popen(
-            [*python, *start, "--port", "0", *options], cwd=HERE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+            [*python, *start, "--port", "0", *options], cwd=folder,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+            env={**os.environ, "PYTHONUNBUFFERED": ""})    # what it does not flush must not come
         self.watchdog = threading.Timer(60, self.process.kill)    # so that no test waits for ever
         self.watchdog.daemon = True
         self.watchdog.start()
@@ -181,16 +191,20 @@ class ServerProcess:
             self.process.wait(DEADLINE)
         finally:
             seconds = time.monotonic() - started
-            self.process.kill()
-            self.process.wait()
-            self.log_thread.join()
-            self.watchdog.cancel()
-            self.watchdog.join()
-            self.process.stdout.close()
-            self.process.stderr.close()
+            self.kill()
         if (os.name == "posix" and self.process.returncode != 0) or "Traceback" in self.log or "Warning" in self.log:
             raise AssertionError(f"The server ended with status {self.process.returncode}: {self.log}")
         return seconds
+
+    def kill(self):
+        """End it as a power failure does."""
+        self.process.kill()
+        self.process.wait()
+        self.log_thread.join()
+        self.watchdog.cancel()
+        self.watchdog.join()
+        self.process.stdout.close()
+        self.process.stderr.close()
 
 
 class ChatTest(unittest.TestCase):
@@ -1094,6 +1108,1163 @@ class StopTest(ChatTest):
 
     def test_nobody_has_to_be_there(self):
         self.assertLess(self.start_program().stop(), 2)
+
+
+################ The client: its connection
+Address = collections.namedtuple("Address", "host port")    # of a server that nobody has started
+
+
+class RawServer:
+    """A server that speaks no protocol of its own: it takes one connection and does with it what talk says."""
+    host = HOST
+
+    def __init__(self, talk, buffer=0):
+        self.listener = socket.socket()
+        self.listener.settimeout(DEADLINE)
+        if buffer:    # bytes that the kernel keeps for a server that does not read
+            self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.listener.bind((HOST, 0))
+        self.listener.listen()
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve, args=(talk,))
+        self.thread.start()
+
+    def serve(self, talk):
+        try:
+            connection, address = self.listener.accept()
+            with connection:
+                connection.settimeout(DEADLINE)
+                talk(connection)
+        except OSError:
+            pass    # nobody came, or the client has left
+
+    def stop(self):
+        try:
+            socket.create_connection((HOST, self.port), DEADLINE).close()    # ends the wait in accept
+        except OSError:
+            pass
+        self.thread.join()
+        self.listener.close()
+
+
+def until_closed(connection):
+    """Read until the client closes. As a server, this one says nothing."""
+    while connection.recv(65536):
+        pass
+
+
+def saying(*pieces):
+    """Return what a raw server does that sends these bytes, each as a packet of its own, and then only listens."""
+    def talk(connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.01)    # so that it becomes a packet of its own
+        until_closed(connection)
+    return talk
+
+
+class ClientCase(ChatTest):
+    """Starts clients and what they connect to, and cleans up after each test."""
+    def start_raw_server(self, talk, **how):
+        server = RawServer(talk, **how)
+        self.addCleanup(server.stop)
+        return server
+
+    def start_client(self, server, *options, **how):
+        """Start the client as a program, which connects to this server."""
+        client = ClientProcess("--host", server.host, "--port", str(server.port), *options, **how)
+        self.addCleanup(client.stop)
+        return client
+
+    def free_port(self):
+        """Return a port on which nobody listens."""
+        with socket.create_server((HOST, 0)) as listener:
+            return listener.getsockname()[1]
+
+    def set(self, **constants):
+        """Give constants of the client other values for this test."""
+        patcher = mock.patch.multiple(chat_client, **constants)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+
+class ConnectionTest(ClientCase):
+    def connect(self, server, nickname=""):
+        """Return a client that is connected, and in the room if there is a nickname."""
+        client = chat_client.ChatClient(server.host, server.port)
+        self.addCleanup(lambda: client.socket and client.close())
+        client.connect()
+        if nickname:
+            client.join(nickname)
+        return client
+
+    def hear(self, client):
+        """Let the client receive, and return a function that waits for the next line."""
+        lines = queue.Queue()
+        client.start_receiving(lines.put)
+        return functools.partial(lines.get, timeout=DEADLINE)
+
+    def test_it_joins_sends_and_receives(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        ada = self.connect(server, "Ada")
+        grace.expect("* Ada joined")
+        line = self.hear(ada)
+        self.assertEqual([line(), line()], ["* Welcome, Ada!", "* Online (2): Grace, Ada"])
+        ada.send_message("hello")
+        grace.expect("Ada: hello")
+        grace.send("good morning")
+        self.assertEqual(line(), "Grace: good morning")
+
+    def test_a_refused_nickname_carries_the_reason_and_another_can_be_tried(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        client = self.connect(server)
+        for nickname, reason in (("Grace", "Somebody here is called Grace already"), ("", "1 to 20 characters")):
+            with self.assertRaises(chat_client.NicknameRefused) as caught:
+                client.join(nickname)
+            self.assertIn(reason, str(caught.exception))
+            self.assertNotIn("NICK", str(caught.exception))
+        client.join("Ada")
+        grace.expect("* Ada joined")
+
+    def test_white_space_in_a_nickname_is_one_line_all_the_same(self):
+        server = self.start_server()
+        line = self.hear(self.connect(server, " Ada\nLovelace "))
+        self.assertEqual(line(), "* Welcome, Ada Lovelace!")
+
+    def test_a_message_of_4096_bytes_is_sent_and_a_longer_one_is_not(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        ada = self.connect(server, "Ada")
+        with self.assertRaisesRegex(chat_client.ChatError, "4096.*4097"):
+            ada.send_message("x" * 4097)
+        with self.assertRaises(chat_client.ChatError):
+            ada.send_message("🙂" * 1025)
+        ada.send_message("🙂" * 1024)
+        grace.expect("* Ada joined", "Ada: " + "🙂" * 1024)
+
+    def test_a_broken_character_is_sent_as_a_question_mark(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        self.connect(server, "Ada").send_message("caf\udce9")    # what Python makes of a byte that is no UTF-8
+        grace.expect("* Ada joined", "Ada: caf?")
+
+    def test_small_messages_do_not_wait(self):
+        client = self.connect(self.start_server())
+        self.assertTrue(client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def test_a_server_that_vanished_is_noticed(self):
+        client = self.connect(self.start_server())
+        self.assertTrue(client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):
+                self.assertEqual(client.socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, option)), value, option)
+
+    def test_one_who_is_silent_for_long_stays_connected(self):
+        self.set(ANSWER_TIMEOUT=0.1)
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        line = self.hear(self.connect(server, "Ada"))
+        self.assertEqual([line(), line()], ["* Welcome, Ada!", "* Online (2): Grace, Ada"])
+        with self.assertRaises(queue.Empty):
+            line(timeout=0.3)    # longer than ANSWER_TIMEOUT
+        grace.send("hello")
+        self.assertEqual(line(), "Grace: hello")
+
+    def test_a_character_that_packets_cut_in_half_arrives_whole(self):
+        pieces = [bytes([byte]) for byte in "* é漢🙂\n".encode()]
+        line = self.hear(self.connect(self.start_raw_server(saying(b"* Hi\n", *pieces)), "Ada"))
+        self.assertEqual([line(), line()], ["* Hi", "* é漢🙂"])
+
+    def test_only_a_line_feed_ends_a_line_and_bytes_that_are_no_utf8_are_replaced(self):
+        server = self.start_raw_server(saying("Hi\r\none\u2028\x0ctwo\rthree\ncaf".encode() + b"\xe9\n"))
+        line = self.hear(self.connect(server, "Ada"))
+        self.assertEqual([line(), line(), line()], ["Hi", "one\u2028\x0ctwo\rthree", "caf\ufffd"])
+
+    def test_a_server_that_asks_for_no_nickname_lets_us_in_at_once(self):
+        line = self.hear(self.connect(self.start_raw_server(saying(b"Welcome to Simple Chat!\n")), "Ada"))
+        self.assertEqual(line(), "Welcome to Simple Chat!")
+
+    def test_nobody_listening_is_said(self):
+        port = self.free_port()
+        with self.assertRaisesRegex(chat_client.ChatError, f"^Nobody answers at 127.0.0.1 port {port}"):
+            chat_client.ChatClient(HOST, port).connect()
+
+    def test_a_computer_that_does_not_exist_is_said(self):
+        for host in ("no-such-computer.invalid", "a..b"):    # the second is not even asked for
+            with self.assertRaisesRegex(chat_client.ChatError, f"^There is no computer called {host}"):
+                chat_client.ChatClient(host, 7500).connect()
+
+    def test_a_server_that_says_nothing_is_given_up(self):
+        self.assertLessEqual(chat_client.ANSWER_TIMEOUT, 10)
+        self.set(ANSWER_TIMEOUT=0.1)
+        with self.assertRaisesRegex(chat_client.ChatError, "says nothing"):
+            self.connect(self.start_raw_server(until_closed))
+
+    def test_a_server_that_does_not_answer_to_a_nickname_is_given_up(self):
+        self.set(ANSWER_TIMEOUT=0.1)
+        with self.assertRaisesRegex(chat_client.ChatError, "says nothing"):
+            self.connect(self.start_raw_server(saying(b"NICK Who?\n")), "Ada")
+
+    def test_a_server_that_closes_at_once_is_said(self):
+        with self.assertRaisesRegex(chat_client.ChatError, "closed"):
+            self.connect(self.start_raw_server(lambda connection: None))
+
+    def test_a_failed_attempt_leaves_no_connection_behind(self):
+        server = self.start_server()
+        self.visit(server, "Grace")
+        try:
+            chat_client.enter_room(server.host, server.port, "Grace")
+        except chat_client.NicknameRefused as error:
+            refusal = error    # keeps all that it came from, so that nothing is closed only because it is forgotten
+        self.assertIn("called Grace already", str(refusal))
+        wait_until(lambda: len(server.connected_clients) == 1)
+
+    def test_the_end_of_the_connection_is_told_once(self):
+        def talk(connection):
+            connection.sendall(b"Hi\nlast words")
+        line = self.hear(self.connect(self.start_raw_server(talk), "Ada"))
+        self.assertEqual([line(), line(), line()], ["Hi", "last words", None])
+        with self.assertRaises(queue.Empty):
+            line(timeout=0.05)
+
+    def test_an_endless_line_comes_in_pieces(self):
+        size, heard = 4 * 1024 * 1024, 0
+        line = self.hear(self.connect(self.start_raw_server(saying(b"x" * size)), "Ada"))
+        while heard < size - 65536:
+            piece = len(line())
+            self.assertLessEqual(piece, 65536)
+            heard += piece
+
+    def test_to_close_is_to_wait_until_the_server_has_read_all(self):
+        heard = []
+
+        def talk(connection):
+            connection.sendall(b"Hi\n" + b"unread " * 1000)
+            with connection.makefile("rb") as file:
+                heard.extend(file)    # until the client says that nothing more comes
+            time.sleep(0.2)
+            heard.append("closed")
+        client = self.connect(self.start_raw_server(talk), "Ada")
+        self.hear(client)
+        client.send_message("last words")
+        client.close()
+        self.assertEqual(heard, [b"last words\n", "closed"])
+
+    def test_to_close_does_not_wait_for_ever(self):
+        self.set(CLOSE_TIMEOUT=0.1)
+        server = self.start_raw_server(lambda connection: (connection.sendall(b"Hi\n"), done.wait(DEADLINE)))
+        done = threading.Event()
+        client = self.connect(server, "Ada")
+        self.hear(client)
+        self.addCleanup(done.set)
+        started = time.monotonic()
+        client.close()
+        self.assertLess(time.monotonic() - started, 1)
+
+    def test_after_the_end_of_the_connection_sending_says_so(self):
+        client = self.connect(self.start_raw_server(lambda connection: connection.sendall(b"Hi\n")), "Ada")
+        line = self.hear(client)
+        self.assertEqual([line(), line()], ["Hi", None])
+        client.close()
+        with self.assertRaisesRegex(chat_client.ChatError, "^Not sent: .*lost"):
+            client.send_message("hello")
+
+
+################ The client: the terminal
+class ClientProcess:
+    """chat_client.py as a program, through pipes. `setup` is Python code that runs first."""
+    check = ChatTest()
+
+    def __init__(self, *options, setup="", environment=None, folder=HERE):
+        start = ["-c", f"import chat_client\n{setup}\nchat_client.main()"] if setup else ["chat_client.py"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-W", "error", *start, *options], cwd=folder, encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "", "PYTHONIOENCODING": "utf-8", **(environment or {})})
+        self.watchdog = threading.Timer(30, self.process.kill)    # so that no test waits for ever
+        self.watchdog.daemon = True
+        self.watchdog.start()
+
+    def type(self, *lines):
+        self.process.stdin.write("".join(line + "\n" for line in lines))
+        self.process.stdin.flush()
+
+    def line(self):
+        """Return the next line that it prints, without the question before it."""
+        return self.process.stdout.readline().replace("Nickname: ", "").rstrip("\n")
+
+    def expect(self, *lines):
+        self.check.assertEqual([self.line() for _ in lines], list(lines))
+
+    def expect_end(self, status, output="", errors=""):
+        """Assert that it ends by itself, after printing this. errors is a regular expression for one line."""
+        try:
+            self.check.assertEqual(self.process.stdout.read().replace("Nickname: ", ""), output)
+            self.check.assertRegex(self.process.stderr.read(), rf"\A{errors}.*\n\Z" if errors else r"\A\Z")
+            self.check.assertEqual(self.process.wait(DEADLINE), status)
+        finally:
+            self.stop()
+
+    def press_ctrl_c(self):
+        """Send SIGINT, and wait for the end. Python may miss one that comes just before it waits for the keyboard."""
+        for _ in range(3):
+            self.process.send_signal(signal.SIGINT)
+            try:
+                return self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                pass
+
+    def stop(self):
+        self.watchdog.cancel()
+        self.watchdog.join()
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass    # nobody reads it any more
+
+
+class TerminalTest(ClientCase):
+    def start_terminal(self, server, *options, **how):
+        return self.start_client(server, "--text", *options, **how)
+
+    def chat(self, rate=0, **how):
+        """Return Grace, a visitor, and Ada, a terminal, who are in one room."""
+        server = self.start_server(rate=rate)
+        grace = self.visit(server, "Grace")
+        ada = self.start_terminal(server, "--nickname", "Ada", **how)
+        ada.expect("* Welcome, Ada!", "* Online (2): Grace, Ada")
+        grace.expect("* Ada joined")
+        return grace, ada
+
+    def test_what_is_typed_is_sent_and_what_comes_is_printed(self):
+        grace, ada = self.chat()
+        ada.type("hello")
+        grace.expect("Ada: hello")
+        grace.send("good morning")
+        ada.expect("Grace: good morning")
+        ada.type("/who")
+        ada.expect("* Online (2): Grace, Ada")
+
+    def test_the_first_line_of_the_input_is_the_nickname(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        ada = self.start_terminal(server)
+        ada.type("Ada", "hello")
+        ada.expect("* Welcome, Ada!")
+        grace.expect("* Ada joined", "Ada: hello")
+
+    def test_a_refused_nickname_is_explained_and_asked_for_again(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        for options, typed in (((), ["Grace", "Ada"]), (("--nickname", "Grace"), ["Ada"])):
+            ada = self.start_terminal(server, *options)
+            ada.type(*typed)
+            ada.expect("Somebody here is called Grace already. Choose another.", "* Welcome, Ada!")
+            grace.expect("* Ada joined")
+            ada.type("/quit")
+            grace.expect("* Ada left")
+
+    def test_quit_ends_it_and_the_last_message_arrives(self):
+        grace, ada = self.chat()
+        ada.type("last words", "/quit", "too late")
+        grace.expect("Ada: last words", "* Ada left")
+        ada.expect_end(0)
+
+    def test_the_end_of_the_input_ends_it_and_the_last_message_arrives(self):
+        grace, ada = self.chat()
+        ada.process.stdin.write("last words")    # even without a line ending
+        ada.process.stdin.close()
+        grace.expect("Ada: last words", "* Ada left")
+        ada.expect_end(0)
+
+    def test_the_end_of_the_input_instead_of_a_nickname_ends_it(self):
+        ada = self.start_terminal(self.start_server())
+        ada.process.stdin.close()
+        ada.expect_end(0)
+
+    @posix_only
+    def test_ctrl_c_ends_it(self):
+        grace, ada = self.chat()
+        ada.type("last words")
+        grace.expect("Ada: last words")
+        ada.press_ctrl_c()
+        grace.expect("* Ada left")
+        ada.expect_end(0)
+
+    @posix_only
+    def test_ctrl_c_instead_of_a_nickname_ends_it(self):
+        ada = self.start_terminal(self.start_server())
+        self.assertEqual(ada.process.stdout.read(10), "Nickname: ")
+        ada.press_ctrl_c()
+        ada.expect_end(0)
+
+    def test_the_last_message_before_the_end_always_arrives(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        self.start_terminal(server, "--nickname", "Ada", setup="""
+import io, sys
+for number in range(50):
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b"last words %d" % number))
+    chat_client.chat_in_terminal(sys.argv[2], int(sys.argv[4]), "Ada")
+sys.exit()""")
+        for number in range(50):
+            grace.expect("* Ada joined", f"Ada: last words {number}", "* Ada left")
+
+    def test_all_of_a_long_input_arrives_at_the_rate_of_the_server(self):
+        grace, ada = self.chat(rate=100, setup="chat_client.CLOSE_TIMEOUT = 0.1")    # shorter than it takes
+        for number in range(20):
+            grace.send("hello")    # unread or not, it must not harm
+        ada.type(*map(str, range(300)))
+        ada.process.stdin.close()
+        grace.expect(*[f"Ada: {number}" for number in range(300)], "* Ada left")
+
+    def test_a_message_that_is_too_long_is_said_and_the_chat_goes_on(self):
+        grace, ada = self.chat()
+        ada.type("x" * 4097, "hello")
+        self.assertRegex(ada.line(), "^Not sent: .* 4096 bytes")
+        grace.expect("Ada: hello")
+
+    def test_what_the_terminal_cannot_show_becomes_a_question_mark(self):
+        grace, ada = self.chat(environment={"PYTHONIOENCODING": "ascii"})
+        grace.send("🙂", "hello")
+        ada.expect("Grace: ?", "Grace: hello")
+
+    def test_a_lost_connection_ends_it_although_the_input_is_open(self):
+        server = self.start_program()
+        ada = self.start_terminal(server, "--nickname", "Ada")
+        ada.expect("* Welcome, Ada!", "* Online (1): Ada")
+        server.kill()
+        ada.expect_end(1, "The connection to the server is lost.\n")
+
+    def test_a_server_that_stops_is_heard_first(self):
+        server = self.start_server()
+        ada = self.start_terminal(server, "--nickname", "Ada")
+        ada.expect("* Welcome, Ada!", "* Online (1): Ada")
+        self.stop_server(server)
+        ada.expect_end(1, f"{STOPPED}\nThe connection to the server is lost.\n")
+
+    def test_nobody_listening_is_said_in_one_line(self):
+        server = self.start_server()
+        self.stop_server(server)
+        ada = self.start_terminal(server, "--nickname", "Ada")
+        ada.expect_end(1, errors=f"Nobody answers at 127.0.0.1 port {server.port}")
+
+    def test_a_computer_that_does_not_exist_is_said_in_one_line(self):
+        ada = self.start_terminal(Address("é..b", 7500), "--nickname", "Ada")
+        ada.expect_end(1, errors="There is no computer called ")
+
+    def test_a_server_that_says_nothing_is_said_in_one_line(self):
+        ada = self.start_terminal(self.start_raw_server(until_closed), "--nickname", "Ada",
+                                  setup="chat_client.ANSWER_TIMEOUT = 0.1")
+        ada.expect_end(1, errors=".*says nothing")
+
+    def test_a_server_that_closes_at_once_is_said_in_one_line(self):
+        ada = self.start_terminal(self.start_raw_server(lambda connection: None), "--nickname", "Ada")
+        ada.expect_end(1, errors="The server closed the connection")
+
+    def test_a_server_that_asks_for_no_nickname_lets_us_in(self):
+        ada = self.start_terminal(self.start_raw_server(saying(b"Welcome to Simple Chat!\n")), "--nickname", "Ada")
+        ada.expect("Welcome to Simple Chat!")
+        ada.process.stdin.close()
+        ada.expect_end(0)
+
+    def test_the_terminal_needs_no_tkinter_and_without_it_the_window_says_what_to_do(self):
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkdir(os.path.join(folder, "tkinter"))
+            with open(os.path.join(folder, "tkinter", "__init__.py"), "w") as file:
+                file.write("raise ImportError('this computer has none')")
+            grace, ada = self.chat(environment={"PYTHONPATH": folder})
+            ada.type("hello")
+            grace.expect("Ada: hello")
+            window = self.start_client(Address(HOST, 7500), environment={"PYTHONPATH": folder})
+            window.expect_end(1, errors=".*python3-tk.*--text")
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "needs X11, where a screen can be missing")
+    def test_without_a_screen_the_window_says_what_to_do(self):
+        window = self.start_client(Address(HOST, 7500), environment={"DISPLAY": ""})
+        window.expect_end(1, errors=".*--text")
+
+    def test_a_bad_port_is_refused(self):
+        for port in ("0", "-1", "65536", "x"):
+            done = self.run_program("--port", port, "--text")
+            self.assertEqual((done.returncode, done.stdout), (2, ""))
+            self.assertIn("error: ", done.stderr)
+            self.assertNotIn("Traceback", done.stderr)
+
+    def test_help_shows_each_option_and_its_default(self):
+        done = self.run_program("--help")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        options = re.split(r"\n  (?=-)", done.stdout)
+        for option, default in (("--host", "127.0.0.1"), ("--port", "7500"), ("--nickname", ""), ("--text", "False")):
+            text, = [" ".join(text.split()) for text in options if text.startswith(option)]
+            self.assertIn(f"(default: {default})", text)
+
+    def run_program(self, *options):
+        return subprocess.run([sys.executable, "-X", "dev", "-W", "error", "chat_client.py", *options], cwd=HERE,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE, encoding="utf-8")
+
+    def test_each_program_works_when_copied_alone_into_an_empty_folder(self):
+        with tempfile.TemporaryDirectory() as server_folder, tempfile.TemporaryDirectory() as client_folder:
+            shutil.copy(os.path.join(HERE, "chat_server.py"), server_folder)
+            shutil.copy(os.path.join(HERE, "chat_client.py"), client_folder)
+            server = self.start_program(folder=server_folder)
+            grace = self.visit(server, "Grace")
+            ada = self.start_terminal(server, "--nickname", "Ada", folder=client_folder)
+            grace.expect("* Ada joined")
+            grace.send("hello")
+            ada.expect("* Welcome, Ada!", "* Online (2): Grace, Ada", "Grace: hello")
+            ada.type("/quit")
+            ada.expect_end(0)
+            server.stop()
+
+
+################ The client: the window
+class WindowCase(ClientCase):
+    """Opens real windows and uses them as a person does."""
+    window = None
+
+    @classmethod
+    def setUpClass(cls):
+        try:
+            import tkinter
+            from tkinter import font, ttk
+            tkinter.Tk().destroy()
+        except ImportError:
+            raise unittest.SkipTest("needs Tkinter, which this Python does not have")
+        except tkinter.TclError as error:
+            raise unittest.SkipTest(f"needs a screen: {error}")
+        chat_client.tkinter, chat_client.font, chat_client.ttk = tkinter, font, ttk    # as open_window does
+        cls.tkinter = tkinter
+
+    def setUp(self):
+        super().setUp()
+        gc.disable()    # what belongs to Tk must not be collected by another thread: that ends the process
+        self.addCleanup(gc.enable)
+        errors = []     # an error in what a key or a timer calls fails the test
+        patcher = mock.patch.object(self.tkinter.Tk, "report_callback_exception",
+                                    lambda root, *error: errors.append("".join(traceback.format_exception(*error))))
+        patcher.start()
+        self.addCleanup(self.assertEqual, errors, [], "an error in the window")
+        self.addCleanup(patcher.stop)
+
+    def open(self, server, nickname="Ada"):
+        """Open the window, which shows the dialog if there is no nickname."""
+        self.window = chat_client.ChatWindow(server.host, server.port, nickname)
+        self.addCleanup(self.close)
+        self.root = self.window.root
+        self.listbox, self.entry = self.window.message_listbox, self.window.entry_field
+        self.button = self.window.send_button
+        self.root.update()    # with a nickname it joins at once
+
+    def close(self):
+        if self.window:
+            if self.is_open():
+                self.window.on_closing()
+            del self.window, self.root, self.listbox, self.entry, self.button
+            gc.collect()
+
+    def is_open(self):
+        try:
+            return self.root.winfo_exists()
+        except self.tkinter.TclError:
+            return False
+
+    def chat(self, server=None):
+        """Return Grace, a visitor, who is in one room with Ada, a window."""
+        server = server or self.start_server()
+        grace = self.visit(server, "Grace")
+        self.open(server)
+        grace.expect("* Ada joined")
+        self.see("* Online (2): Grace, Ada")
+        return grace
+
+    def pump(self, condition):
+        """Let the window work until condition() is true."""
+        def check():
+            self.root.update()
+            return condition()
+        wait_until(check)
+
+    def focus(self, widget):
+        widget.focus_force()    # even where no window manager gives it to us
+        self.pump(lambda: self.root.focus_displayof() == widget)
+
+    def write(self, text):
+        """Put this into the entry and press Enter."""
+        self.entry.delete(0, "end")
+        self.entry.insert(0, text)
+        self.press_enter()
+
+    def press_enter(self):
+        self.focus(self.entry)
+        self.entry.event_generate("<Return>")
+
+    def rows(self):
+        return list(self.listbox.get(0, "end"))
+
+    def texts(self):
+        """Return the messages that are shown, of which each fits into a row, without their times."""
+        for row in self.rows():
+            self.assertRegex(row, r"^\d\d:\d\d  \S")
+        return [row[7:] for row in self.rows()]
+
+    def see(self, *lines):
+        """Let the window work until it shows these lines at the end."""
+        def last():
+            return self.listbox.get(max(0, self.listbox.size() - len(lines)), "end")
+        self.pump(lambda: tuple(row[7:] for row in last()) == lines)
+
+    def colours(self):
+        """Return the colour of each row, or "" if it has none of its own."""
+        return [str(self.listbox.itemcget(index, "foreground")) for index in range(self.listbox.size())]
+
+    def dialog(self):
+        """Return the window of the dialog, or None."""
+        return next((child for child in self.root.winfo_children() if child.winfo_class() == "Toplevel"), None)
+
+    def parts(self, kind):
+        """Return the widgets of one kind in the dialog."""
+        form, = self.dialog().winfo_children()
+        return [part for part in form.winfo_children() if part.winfo_class() == kind]
+
+    def typed(self):
+        """Return what the fields of the dialog hold."""
+        return [field.get() for field in self.parts("TEntry")]
+
+    def status(self):
+        """Return what the dialog says."""
+        return str(self.parts("TLabel")[-1]["text"])
+
+    def fill_in(self, *values):
+        """Fill the fields of the dialog: nickname, server, port; None leaves a field as it is. Then press Enter."""
+        for field, value in zip(self.parts("TEntry"), values):
+            if value is not None:
+                field.delete(0, "end")
+                field.insert(0, value)
+        field = self.parts("TEntry")[0]
+        self.focus(field)
+        field.event_generate("<Return>")
+
+
+class DialogTest(WindowCase):
+    def assert_refused(self, *values, says):
+        """Assert that the dialog does not accept these values, says why, and keeps what was typed."""
+        self.fill_in(*values)
+        self.assertRegex(self.status(), says)
+        self.assertEqual([typed for typed, value in zip(self.typed(), values) if value is not None],
+                         [value for value in values if value is not None])
+        self.assertEqual((self.dialog().state(), self.root.state()), ("normal", "withdrawn"))
+
+    def test_it_asks_for_the_nickname_and_knows_the_rest(self):
+        server = self.start_server()
+        self.open(server, "")
+        self.assertEqual(self.typed(), ["", HOST, str(server.port)])
+        self.assertEqual(self.root.state(), "withdrawn")
+        self.pump(lambda: self.dialog().focus_lastfor() == self.parts("TEntry")[0])
+
+    def test_enter_joins(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        self.open(server, "")
+        self.fill_in("Ada")
+        grace.expect("* Ada joined")
+        self.see("* Welcome, Ada!", "* Online (2): Grace, Ada")
+        self.assertIsNone(self.dialog())
+        self.assertEqual((self.root.state(), self.root.title()), ("normal", "Chat - Ada"))
+
+    def test_its_button_joins(self):
+        self.open(self.start_server(), "")
+        self.parts("TEntry")[0].insert(0, "Ada")
+        button, = self.parts("TButton")
+        button.invoke()
+        self.see("* Welcome, Ada!", "* Online (1): Ada")
+
+    def test_an_empty_nickname_is_refused_with_the_reason_of_the_server(self):
+        self.open(self.start_server(), "")
+        self.assert_refused("", says="1 to 20 characters")
+        self.fill_in("Ada")
+        self.see("* Welcome, Ada!", "* Online (1): Ada")
+
+    def test_a_nickname_that_is_taken_is_said_and_another_is_accepted(self):
+        server = self.start_server()
+        self.visit(server, "Grace")
+        self.open(server, "")
+        self.assert_refused("Grace", says="Somebody here is called Grace already")
+        self.fill_in("Ada")
+        self.see("* Welcome, Ada!", "* Online (2): Grace, Ada")
+
+    def test_a_port_that_is_none_is_said(self):
+        self.open(self.start_server(), "")
+        for port in ("", "x", "0", "65536", "-1", "7500.0", "²"):
+            self.assert_refused("Ada", None, port, says="from 1 to 65535")
+
+    def test_nobody_listening_is_said(self):
+        self.open(self.start_server(), "")
+        port = self.free_port()
+        self.assert_refused("Ada", None, str(port), says=f"^Nobody answers at 127.0.0.1 port {port}")
+
+    def test_a_computer_that_does_not_exist_is_said(self):
+        self.open(self.start_server(), "")
+        for host in ("no-such-computer.invalid", "a..b"):
+            self.assert_refused("Ada", host, says=f"^There is no computer called {host}")
+
+    def test_a_server_that_says_nothing_or_closes_is_said(self):
+        self.set(ANSWER_TIMEOUT=0.1)
+        self.open(self.start_raw_server(until_closed), "")
+        self.assert_refused("Ada", says="says nothing")
+        closing = self.start_raw_server(lambda connection: None)
+        self.assert_refused("Ada", None, str(closing.port), says="closed")
+
+    def test_with_a_nickname_from_the_command_line_it_is_not_shown(self):
+        self.open(self.start_server(), "Ada")
+        self.assertIsNone(self.dialog())
+        self.see("* Welcome, Ada!", "* Online (1): Ada")
+
+    def test_with_a_refused_nickname_from_the_command_line_it_says_why(self):
+        server = self.start_server()
+        self.visit(server, "Grace")
+        self.open(server, "Grace")
+        self.assertIn("Somebody here is called Grace already", self.status())
+        self.assertEqual((self.dialog().state(), self.typed()[0]), ("normal", "Grace"))
+
+    def test_with_a_nickname_and_nobody_listening_it_says_so(self):
+        address = Address(HOST, self.free_port())
+        self.open(address)
+        self.assertRegex(self.status(), f"^Nobody answers at {HOST} port {address.port}")
+        self.assertEqual((self.dialog().state(), self.typed()), ("normal", ["Ada", HOST, str(address.port)]))
+
+
+class ReadingTest(WindowCase):
+    SENTENCE = "A sentence of words that are kept whole, " * 6
+    LONG = {"words": SENTENCE, "letters": "x" * 500, "a long word": SENTENCE + "y" * 500 + " and more",
+            "Chinese": "漢字仮名" * 60, "emoji": "🙂🎉👍" * 50, "a mixture": "some words 漢字 🙂, " * 30}
+
+    def test_each_message_has_the_time_in_front(self):
+        grace = self.chat()
+        grace.send("hello")
+        before = time.strftime("%H:%M")
+        self.see("Grace: hello")
+        self.assertIn(self.rows()[-1], [f"{now}  Grace: hello" for now in (before, time.strftime("%H:%M"))])
+
+    def test_own_messages_and_notices_have_colours_of_their_own(self):
+        grace = self.chat()
+        grace.send("hello")
+        self.see("Grace: hello")
+        self.write("good morning")
+        grace.send("* not a notice")
+        self.see("You: good morning", "Grace: * not a notice")
+        self.assertEqual(self.texts(), ["* Welcome, Ada!", "* Online (2): Grace, Ada", "Grace: hello",
+                                        "You: good morning", "Grace: * not a notice"])
+        notice, notice_too, hers, mine, hers_too = self.colours()
+        self.assertEqual((hers, hers_too), ("", ""))
+        self.assertEqual(notice, notice_too)
+        self.assertEqual(len({"", notice, mine}), 3)
+
+    def test_all_rows_of_a_long_message_have_its_colour(self):
+        self.chat()
+        self.write(self.SENTENCE)
+        self.assertGreater(self.listbox.size(), 4)
+        self.assertEqual(len(set(self.colours()[2:])), 1)
+
+    def test_at_the_end_it_follows_and_scrolled_up_it_stays(self):
+        grace = self.chat()
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.assertEqual(self.listbox.yview()[1], 1)
+        self.listbox.yview(30)
+        self.root.update()
+        grace.send("more", "and more")
+        self.see("Grace: more", "Grace: and more")
+        self.assertEqual(self.listbox.nearest(0), 30)
+        self.listbox.yview("end")
+        grace.send("the last")
+        self.see("Grace: the last")
+        self.assertEqual(self.listbox.yview()[1], 1)
+
+    def test_scrolled_up_it_stays_when_the_oldest_messages_go(self):
+        self.set(MAX_MESSAGES=100)
+        grace = self.chat()
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.listbox.yview(50)
+        self.root.update()
+        top = self.listbox.get(self.listbox.nearest(0))
+        grace.send(*map(str, range(100, 120)))
+        self.see("Grace: 119")
+        self.assertEqual(self.listbox.get(self.listbox.nearest(0)), top)
+        self.assertEqual(self.texts(), [f"Grace: {number}" for number in range(20, 120)])
+
+    def longest_wait(self, lines, last):
+        """Let Grace send lines. Return the longest time between two answers to keys, until the last line is shown."""
+        answers = []
+        self.entry.bind("<Key>", lambda event: answers.append(time.monotonic()), add="+")
+
+        def press():
+            self.entry.event_generate("<Key>", keysym="a", when="tail")
+            timers.append(self.root.after(5, press))
+        timers = []
+        self.focus(self.entry)
+        press()
+        self.grace.send(*lines)
+        self.pump(lambda: self.listbox.get("end").endswith(last))
+        self.pump(functools.partial(lambda count: len(answers) > count, len(answers)))
+        self.root.after_cancel(timers[-1])
+        self.assertGreater(len(answers), 20)
+        return max(later - earlier for earlier, later in zip(answers, answers[1:]))
+
+    def test_10000_lines_at_once_never_keep_it_from_answering_a_key_and_the_last_5000_are_there(self):
+        self.grace = self.chat(self.start_program("--rate", "0", "--quiet", checks=False))
+        for attempt in range(3):    # a machine that is busy with other things may need a second one
+            wait = self.longest_wait([f"{attempt} {number}" for number in range(10000)], f"{attempt} 9999")
+            self.assertEqual(self.texts(), [f"Grace: {attempt} {number}" for number in range(5000, 10000)])
+            if wait < 0.1:    # seconds
+                break
+        self.assertLess(wait, 0.1)
+
+    def resize(self, width, height=400):
+        """Resize the window, and wait until its rows have been wrapped again."""
+        narrower = width < self.root.winfo_width()
+        count = self.listbox.size()
+        self.root.geometry(f"{width}x{height}")
+        self.pump(lambda: (self.root.winfo_width(), self.root.winfo_height()) == (width, height))
+        self.pump(lambda: self.listbox.size() != count and (self.listbox.size() > count) == narrower)
+
+    def test_long_messages_are_wrapped_to_the_width_and_again_when_it_changes(self):
+        grace = self.chat()
+        grace.send(*self.LONG.values(), "marker")
+        self.see("Grace: marker")
+        measure = self.tkinter.font.Font(self.root, font=self.listbox["font"]).measure
+        borders = ("borderwidth", "highlightthickness", "selectborderwidth")
+        border = 2 * sum(int(str(self.listbox[name])) for name in borders)
+        for width in (1000, 700, 400):
+            self.resize(width)
+            self.assertEqual(self.listbox.xview(), (0, 1))
+            messages = []
+            for row in self.rows():
+                self.assertLessEqual(measure(row), self.listbox.winfo_width() - border)
+                if row.startswith(" "):    # a continuation
+                    messages[-1].append(row)
+                else:
+                    messages.append([row])
+            for text, rows in zip(self.LONG.values(), messages[2:]):
+                self.assertGreater(len(rows), 1)
+                self.assertEqual("".join(" ".join(rows).split())[5:], "".join(f"Grace: {text}".split()))
+            sentence = " ".join(messages[2])
+            self.assertEqual(sentence.split()[2:], self.SENTENCE.split())    # no word is cut
+            for name, rows in zip(self.LONG, messages[2:]):
+                for row in rows[1:-1] if name != "a long word" else ():    # no row is left half empty
+                    self.assertGreater(measure(row), 0.5 * (self.listbox.winfo_width() - border))
+
+    def test_resized_at_the_end_it_stays_at_the_end(self):
+        grace = self.chat()
+        grace.send(*[self.SENTENCE] * 30, "marker")
+        self.see("Grace: marker")
+        for width, height in ((400, 300), (900, 600), (400, 260)):
+            self.resize(width, height)
+            self.assertEqual(self.listbox.yview()[1], 1)
+
+    def test_resized_when_scrolled_up_the_message_on_top_stays_on_top(self):
+        grace = self.chat()
+        grace.send(*[f"{number} {self.SENTENCE}" for number in range(30)], "marker")
+        self.see("Grace: marker")
+        number = next(index for index, row in enumerate(self.rows()) if "Grace: 10 " in row)
+        self.listbox.yview(number)
+        grace.send("marker")    # once it is shown, the window has noticed that it was scrolled
+        self.see("Grace: marker", "Grace: marker")
+        for width in (400, 900):
+            self.resize(width)
+            self.assertIn("Grace: 10 ", self.listbox.get(self.listbox.nearest(0)))
+
+    def copy(self, first, last):
+        self.listbox.selection_clear(0, "end")
+        self.listbox.selection_set(first, last)
+        self.focus(self.listbox)
+        self.listbox.event_generate("<<Copy>>")
+        return self.root.clipboard_get()
+
+    def test_a_message_is_copied_whole_and_without_the_wrapping(self):
+        grace = self.chat()
+        text = self.SENTENCE.strip()
+        grace.send(text, "hello", "hello", "marker")
+        self.see("Grace: marker")
+        last = self.listbox.size() - 1
+        self.assertGreater(last, 6)
+        self.assertEqual(self.copy(3, 3), f"Grace: {text}")
+        self.assertEqual(self.copy(2, 4), f"Grace: {text}")
+        self.assertEqual(self.copy(last, last), "Grace: marker")
+
+    def test_two_equal_messages_are_both_copied(self):
+        grace = self.chat()
+        grace.send("hello", "hello", "🙂")
+        self.see("Grace: 🙂")
+        self.assertEqual(self.copy(2, 4), "Grace: hello\nGrace: hello\nGrace: 🙂")
+
+    def test_only_the_thread_of_the_window_touches_a_widget(self):
+        calls = []
+
+        def notice(frame, event, function):    # is called for all that other threads call
+            if event == "c_call" and type(getattr(function, "__self__", None)).__name__ == "tkapp":
+                calls.append(function.__name__)
+        threading.setprofile(notice)
+        self.addCleanup(threading.setprofile, None)
+        grace = self.chat(self.start_program())
+        grace.send("hello")
+        self.see("Grace: hello")
+        self.write("good morning")
+        grace.expect("Ada: good morning")
+        self.window.on_closing()
+        self.assertEqual(calls, [])
+
+
+class WritingTest(WindowCase):
+    def test_the_entry_has_the_focus_from_the_start(self):
+        self.chat()
+        self.pump(lambda: self.root.focus_lastfor() == self.entry)
+
+    def test_what_is_typed_is_sent_with_enter_and_shown_as_said_by_you(self):
+        grace = self.chat()
+        self.focus(self.entry)
+        for key in ("H", "i", "space", "a", "l", "l", "Return"):
+            self.entry.event_generate("<Key>", keysym=key)
+        grace.expect("Ada: Hi all")
+        self.assertEqual(self.texts()[2:], ["You: Hi all"])
+        self.assertEqual(self.entry.get(), "")
+
+    def test_the_button_sends(self):
+        grace = self.chat()
+        self.assertEqual(str(self.button["text"]), "Send")
+        self.entry.insert(0, "hello")
+        self.button.invoke()
+        grace.expect("Ada: hello")
+        self.assertEqual((self.texts()[2:], self.entry.get()), (["You: hello"], ""))
+
+    def test_a_blank_message_is_not_sent(self):
+        grace = self.chat()
+        for text in ("", " ", " \t "):
+            self.write(text)
+        self.write("marker")
+        grace.expect("Ada: marker")
+        self.assertEqual(self.texts()[2:], ["You: marker"])
+
+    def test_a_message_that_is_too_long_stays_and_a_notice_says_why(self):
+        grace = self.chat()
+        self.write("x" * 4097)
+        self.assertEqual(self.entry.get(), "x" * 4097)
+        self.assertRegex(" ".join(self.rows()[2:]), r"  \* Not sent: .*4096")
+        self.assertNotIn("x" * 9, " ".join(self.rows()))
+        self.write("x" * 4096)
+        grace.expect("Ada: " + "x" * 4096)
+        self.assertEqual(self.entry.get(), "")
+
+    def test_pasted_lines_are_a_message_each(self):
+        grace = self.chat()
+        self.root.clipboard_clear()
+        self.root.clipboard_append("one\n\ntwo\r\nthree\n")
+        self.focus(self.entry)
+        self.entry.event_generate("<<Paste>>")
+        self.press_enter()
+        grace.expect("Ada: one", "Ada: two", "Ada: three")
+        self.assertEqual(self.texts()[2:], ["You: one", "You: two", "You: three"])
+
+    def test_of_pasted_lines_those_after_one_that_is_too_long_stay_with_it(self):
+        grace = self.chat()
+        self.write("one\n" + "x" * 4097 + "\ntwo")
+        grace.expect("Ada: one")
+        self.assertEqual(self.entry.get(), "x" * 4097 + "\ntwo")
+
+    def test_who_is_answered_and_not_shown_as_said(self):
+        self.chat()
+        self.write("/who")
+        self.see("* Online (2): Grace, Ada", "* Online (2): Grace, Ada")
+        self.assertEqual(len(self.rows()), 3)
+
+    def test_quit_closes_the_window(self):
+        grace = self.chat()
+        self.write("/quit")
+        grace.expect("* Ada left")
+        self.assertFalse(self.is_open())
+
+    def test_a_server_that_does_not_read_never_stops_the_window(self):
+        self.set(CLOSE_TIMEOUT=0.1)
+        heard, reading = [], threading.Event()
+
+        def talk(connection):
+            connection.sendall(b"Hi\n")
+            reading.wait(DEADLINE)
+            with connection.makefile("rb") as file:
+                heard.extend(file)
+        server = self.start_raw_server(talk, buffer=4096)
+        self.open(server)
+        self.addCleanup(reading.set)
+        self.see("Hi")
+        self.window.client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        started, sent = time.monotonic(), 0
+        while not self.entry.get():
+            self.write(f"{sent} " + "x" * 3000)
+            sent += 1
+            self.assertLess(sent, 1000)
+        self.assertLess(time.monotonic() - started, 5)
+        self.assertEqual(self.entry.get(), f"{sent - 1} " + "x" * 3000)
+        self.assertIn("  * Not sent: the server does not listen", self.rows()[-1])
+        reading.set()
+        self.pump(lambda: self.press_enter() or not self.entry.get())
+        self.window.on_closing()
+        wait_until(lambda: len(heard) == sent)
+        self.assertEqual([line.split()[0] for line in heard], [b"%d" % number for number in range(sent)])
+
+
+class UnreadTest(WindowCase):
+    def test_the_title_counts_the_unread_messages_until_the_window_has_the_focus(self):
+        server = self.start_server()
+        grace = self.chat(server)
+        self.focus(self.entry)
+        grace.send("seen")
+        self.see("Grace: seen")
+        self.assertEqual(self.root.title(), "Chat - Ada")
+        other = self.tkinter.Tk()    # another program's window, for all that Tk knows
+        self.addCleanup(gc.collect)
+        self.addCleanup(other.destroy)
+        self.pump(lambda: other.update() or other.winfo_viewable())
+        other.focus_force()
+        self.pump(lambda: other.update() or not self.root.focus_displayof())
+        grace.send("one", "two", "* three")
+        self.see("Grace: one", "Grace: two", "Grace: * three")
+        bob = self.visit(server, "Bob")
+        grace.expect("* Bob joined")
+        grace.send("four")
+        self.see("* Bob joined", "Grace: four")
+        self.pump(lambda: self.root.title() == "(4) Chat - Ada")
+        bob.send("five")
+        self.pump(lambda: self.root.title() == "(5) Chat - Ada")
+        self.focus(self.entry)
+        self.pump(lambda: self.root.title() == "Chat - Ada")
+
+
+class ReconnectTest(WindowCase):
+    LOST = "* The connection to the server is lost."
+
+    def lose(self):
+        """Chat, then kill the server. Return it."""
+        server = self.start_program()
+        grace = self.chat(server)
+        grace.send("hello")
+        self.see("Grace: hello")
+        self.entry.insert(0, "half a sent")
+        server.kill()
+        self.see("Grace: hello", self.LOST)
+        return server
+
+    def test_a_lost_connection_is_said_and_all_text_stays(self):
+        self.lose()
+        self.assertEqual(self.texts(), ["* Welcome, Ada!", "* Online (2): Grace, Ada", "Grace: hello", self.LOST])
+        self.assertEqual((self.entry.get(), str(self.button["text"])), ("half a sent", "Reconnect"))
+        self.press_enter()
+        self.see(self.LOST, "* Not sent: the connection to the server is lost.")
+        self.assertEqual(self.entry.get(), "half a sent")
+
+    def test_reconnect_asks_again_and_goes_on_in_the_same_window(self):
+        server = self.lose()
+        self.button.invoke()
+        self.assertEqual(self.typed(), ["Ada", HOST, str(server.port)])
+        self.fill_in("Ada")
+        self.assertRegex(self.status(), "^Nobody answers")
+        server = self.start_program("--port", str(server.port))
+        grace = self.visit(server, "Grace")
+        self.fill_in("Ada L.")
+        grace.expect("* Ada L. joined")
+        self.see("Grace: hello", self.LOST, "* Welcome, Ada L.!", "* Online (2): Grace, Ada L.")
+        self.assertEqual((self.dialog(), self.root.title()), (None, "Chat - Ada L."))
+        self.assertEqual((str(self.button["text"]), self.button.instate(["!disabled"])), ("Send", True))
+        self.press_enter()
+        grace.expect("Ada L.: half a sent")
+        self.button.invoke()
+        grace.send("welcome back")
+        self.see("You: half a sent", "Grace: welcome back")
+
+    def test_escape_in_its_dialog_leaves_the_window_as_it_was(self):
+        self.lose()
+        for _ in range(2):
+            self.button.invoke()
+            field = self.parts("TEntry")[0]
+            self.focus(field)
+            field.event_generate("<Escape>")
+            self.assertIsNone(self.dialog())
+            self.assertTrue(self.is_open())
+            self.assertTrue(self.button.instate(["!disabled"]))
+        self.see(self.LOST)
+
+    def test_one_dialog_at_a_time_is_enough(self):
+        self.lose()
+        self.button.invoke()
+        self.button.invoke()
+        self.assertEqual([child.winfo_class() for child in self.root.winfo_children()].count("Toplevel"), 1)
+        self.dialog().destroy()
+
+    def test_the_window_closes_without_a_connection_and_with_the_dialog_open(self):
+        self.lose()
+        self.button.invoke()
+        self.window.on_closing()
+        self.assertFalse(self.is_open())
+
+
+class ClosingTest(WindowCase):
+    SOON = """
+class Window(chat_client.ChatWindow):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.root.after(100, self.soon)
+    def soon(self):
+        {}
+chat_client.ChatWindow = Window"""
+
+    def start_window(self, server, *options, soon):
+        """Start the client as a program. A tenth of a second after its window has opened, it does `soon`."""
+        return self.start_client(server, *options, setup=self.SOON.format(soon))
+
+    def test_closing_the_window_ends_the_program(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        close = "self.root.tk.eval(self.root.protocol('WM_DELETE_WINDOW'))"    # as the window manager does
+        ada = self.start_window(server, "--nickname", "Ada", soon=close)
+        grace.expect("* Ada joined", "* Ada left")
+        ada.expect_end(0)
+
+    @posix_only
+    def test_ctrl_c_in_the_terminal_ends_the_program(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        ada = self.start_window(server, "--nickname", "Ada", soon="print('open', flush=True)")
+        ada.expect("open")
+        ada.press_ctrl_c()
+        grace.expect("* Ada joined", "* Ada left")
+        ada.expect_end(0)
+
+    def test_escape_or_closing_the_dialog_ends_the_program(self):
+        server = self.start_server()
+        for how in ("dialog.focus_force(); self.root.update(); dialog.event_generate('<Escape>')",
+                    "self.root.tk.eval(dialog.protocol('WM_DELETE_WINDOW'))"):
+            ada = self.start_window(server, soon="dialog = self.root.winfo_children()[-1]; " + how)
+            ada.expect_end(0)
+
+    def test_the_last_message_before_closing_always_arrives(self):
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        for number in range(50):
+            self.open(server)
+            grace.expect("* Ada joined")
+            grace.send("unread")
+            self.entry.insert(0, f"last words {number}")
+            self.button.invoke()
+            self.root.tk.eval(self.root.protocol("WM_DELETE_WINDOW"))    # as a window manager does
+            self.close()
+            grace.expect(f"Ada: last words {number}", "* Ada left")
 
 
 if __name__ == "__main__":
