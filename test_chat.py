@@ -7,7 +7,9 @@ Nothing is waited for with a bare sleep: whatever is expected has DEADLINE secon
 that something does not come, a later line is sent as a marker, and all that is heard until then is compared.
 The window is a real one too: without Tkinter or a screen its tests are skipped (Linux: xvfb-run python -m unittest).
 """
+import ast
 import collections
+import doctest
 import faulthandler
 import functools
 import gc
@@ -1472,10 +1474,11 @@ class TerminalTest(ClientCase):
             grace.expect("* Ada left")
 
     def test_quit_ends_it_and_the_last_message_arrives(self):
-        grace, ada = self.chat()
-        ada.type("last words", "/quit", "too late")
-        grace.expect("Ada: last words", "* Ada left")
-        ada.expect_end(0)
+        for text in ("/quit", "/quit for today"):
+            grace, ada = self.chat()
+            ada.type("last words", text, "too late")
+            grace.expect("Ada: last words", "* Ada left")
+            ada.expect_end(0)
 
     def test_the_end_of_the_input_ends_it_and_the_last_message_arrives(self):
         grace, ada = self.chat()
@@ -1661,7 +1664,8 @@ class WindowCase(ClientCase):
         self.root = self.window.root
         self.listbox, self.entry = self.window.message_listbox, self.window.entry_field
         self.button = self.window.send_button
-        self.root.update()    # with a nickname it joins at once
+        if nickname:    # with one it is in the room soon, or shows the dialog
+            self.pump(lambda: not self.dialog() or self.dialog().state() == "normal")
 
     def close(self):
         if self.window:
@@ -1693,8 +1697,8 @@ class WindowCase(ClientCase):
         wait_until(check)
 
     def focus(self, widget):
-        widget.focus_force()    # even where no window manager gives it to us
-        self.pump(lambda: self.root.focus_displayof() == widget)
+        """Give the keyboard to a widget, even where there is no window manager, and again if something else takes it."""
+        self.pump(lambda: self.root.focus_displayof() == widget or widget.focus_force())
 
     def write(self, text):
         """Put this into the entry and press Enter."""
@@ -1742,7 +1746,7 @@ class WindowCase(ClientCase):
         """Return what the dialog says."""
         return str(self.parts("TLabel")[-1]["text"])
 
-    def fill_in(self, *values):
+    def fill_in(self, *values, enter="<Return>"):
         """Fill the fields of the dialog: nickname, server, port; None leaves a field as it is. Then press Enter."""
         for field, value in zip(self.parts("TEntry"), values):
             if value is not None:
@@ -1750,7 +1754,7 @@ class WindowCase(ClientCase):
                 field.insert(0, value)
         field = self.parts("TEntry")[0]
         self.focus(field)
-        field.event_generate("<Return>")
+        field.event_generate(enter)
 
 
 class DialogTest(WindowCase):
@@ -1779,6 +1783,11 @@ class DialogTest(WindowCase):
         self.assertIsNone(self.dialog())
         self.assertEqual((self.root.state(), self.root.title()), ("normal", "Chat - Ada"))
 
+    def test_enter_on_the_number_pad_joins(self):
+        self.open(self.start_server(), "")
+        self.fill_in("Ada", enter="<KP_Enter>")
+        self.see("* Welcome, Ada!", "* Online (1): Ada")
+
     def test_its_button_joins(self):
         self.open(self.start_server(), "")
         self.parts("TEntry")[0].insert(0, "Ada")
@@ -1802,7 +1811,7 @@ class DialogTest(WindowCase):
 
     def test_a_port_that_is_none_is_said(self):
         self.open(self.start_server(), "")
-        for port in ("", "x", "0", "65536", "-1", "7500.0", "²"):
+        for port in ("", "x", "0", "65536", "-1", "7500.0", "²", "٣"):
             self.assert_refused("Ada", None, port, says="from 1 to 65535")
 
     def test_nobody_listening_is_said(self):
@@ -1843,7 +1852,7 @@ class DialogTest(WindowCase):
 
 class ReadingTest(WindowCase):
     SENTENCE = "A sentence of words that are kept whole, " * 6
-    LONG = {"words": SENTENCE, "letters": "x" * 500, "a long word": SENTENCE + "y" * 500 + " and more",
+    LONG = {"words": SENTENCE, "letters": "x" * 500, "letters between words": SENTENCE + "y" * 500 + " and more",
             "Chinese": "漢字仮名" * 60, "emoji": "🙂🎉👍" * 50, "a mixture": "some words 漢字 🙂, " * 30}
 
     def test_each_message_has_the_time_in_front(self):
@@ -1959,7 +1968,7 @@ class ReadingTest(WindowCase):
             sentence = " ".join(messages[2])
             self.assertEqual(sentence.split()[2:], self.SENTENCE.split())    # no word is cut
             for name, rows in zip(self.LONG, messages[2:]):
-                for row in rows[1:-1] if name != "a long word" else ():    # no row is left half empty
+                for row in rows[:-1] if "letter" not in name else ():    # no row is left half empty
                     self.assertGreater(measure(row), 0.5 * (self.listbox.winfo_width() - border))
 
     def test_resized_at_the_end_it_stays_at_the_end(self):
@@ -2000,6 +2009,14 @@ class ReadingTest(WindowCase):
         self.assertEqual(self.copy(2, 4), f"Grace: {text}")
         self.assertEqual(self.copy(last, last), "Grace: marker")
 
+    def test_with_nothing_selected_the_clipboard_stays_as_it_is(self):
+        self.chat()
+        self.root.clipboard_clear()
+        self.root.clipboard_append("something else")
+        self.focus(self.listbox)
+        self.listbox.event_generate("<<Copy>>")
+        self.assertEqual(self.root.clipboard_get(), "something else")
+
     def test_two_equal_messages_are_both_copied(self):
         grace = self.chat()
         grace.send("hello", "hello", "🙂")
@@ -2031,11 +2048,20 @@ class WritingTest(WindowCase):
     def test_what_is_typed_is_sent_with_enter_and_shown_as_said_by_you(self):
         grace = self.chat()
         self.focus(self.entry)
-        for key in ("H", "i", "space", "a", "l", "l", "Return"):
-            self.entry.event_generate("<Key>", keysym=key)
-        grace.expect("Ada: Hi all")
-        self.assertEqual(self.texts()[2:], ["You: Hi all"])
-        self.assertEqual(self.entry.get(), "")
+        for enter in ("Return", "KP_Enter"):    # the second is that of the number pad
+            for key in ("H", "i", "space", "a", "l", "l", enter):
+                self.entry.event_generate("<Key>", keysym=key)
+            grace.expect("Ada: Hi all")
+            self.assertEqual(self.entry.get(), "")
+        self.assertEqual(self.texts()[2:], ["You: Hi all", "You: Hi all"])
+
+    def test_who_scrolled_up_and_writes_sees_the_own_message(self):
+        grace = self.chat()
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.listbox.yview(30)
+        self.write("hello")
+        self.assertEqual(self.listbox.yview()[1], 1)
 
     def test_the_button_sends(self):
         grace = self.chat()
@@ -2086,10 +2112,11 @@ class WritingTest(WindowCase):
         self.assertEqual(len(self.rows()), 3)
 
     def test_quit_closes_the_window(self):
-        grace = self.chat()
-        self.write("/quit")
-        grace.expect("* Ada left")
-        self.assertFalse(self.is_open())
+        for text in ("/quit", "/quit for today"):
+            grace = self.chat()
+            self.write(text)
+            grace.expect("* Ada left")
+            self.assertFalse(self.is_open())
 
     def test_a_server_that_does_not_read_never_stops_the_window(self):
         self.set(CLOSE_TIMEOUT=0.1)
@@ -2265,6 +2292,81 @@ chat_client.ChatWindow = Window"""
             self.root.tk.eval(self.root.protocol("WM_DELETE_WINDOW"))    # as a window manager does
             self.close()
             grace.expect(f"Ada: last words {number}", "* Ada left")
+
+
+################ The README
+class ReadmeTest(ChatTest):
+    """The walkthrough cannot go stale: its code, its session and its figures are those of the programs."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.readme, cls.server_code, cls.client_code, cls.test_code = (
+            cls.read(name) for name in ("README.md", "chat_server.py", "chat_client.py", "test_chat.py"))
+        cls.blocks = re.findall(r"^```python\n(.*?)^```$", cls.readme, re.DOTALL | re.MULTILINE)
+
+    @staticmethod
+    def read(name):
+        with open(os.path.join(HERE, name), encoding="utf-8") as file:
+            return file.read()
+
+    def rows(self, heading):
+        """The rows of the first table after a heading, as lists of cells without their backquotes."""
+        table = re.search(r"\n(\|.*?)\n\n", self.readme.split(f"\n{heading}\n")[1], re.DOTALL)[1]
+        return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+
+    def test_every_piece_of_code_stands_in_one_of_the_scripts(self):
+        pieces = [block for block in self.blocks if ">>>" not in block]
+        self.assertGreater(len(pieces), 40)
+        for piece in pieces:
+            self.assertTrue(piece in self.server_code or piece in self.client_code, f"not in the scripts:\n{piece}")
+
+    def test_every_class_and_function_is_spoken_of(self):
+        for script in (self.server_code, self.client_code):
+            for node in ast.walk(ast.parse(script)):
+                if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                    self.assertRegex(self.readme, rf"\b{node.name}\b")
+
+    def test_the_session_in_the_prompt_runs_as_it_is_printed(self):
+        server = self.start_server()
+        session = "".join(block for block in self.blocks if ">>>" in block).replace("7500", str(server.port))
+        test = doctest.DocTestParser().get_doctest(session, {}, "README.md", "README.md", 0)
+        said = []
+        result = doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+        self.assertEqual(result.failed, 0, "".join(said))
+        self.assertGreater(result.attempted, 20)
+
+    def test_the_options_and_their_defaults_are_those_of_the_programs(self):
+        for script, heading in (("chat_server.py", "### Options of the server"),
+                                ("chat_client.py", "### Options of the client")):
+            said = subprocess.run([sys.executable, script, "--help"], cwd=HERE,
+                                  stdout=subprocess.PIPE, universal_newlines=True, timeout=DEADLINE).stdout
+            said = " ".join(said.split())
+            rows = self.rows(heading)
+            self.assertEqual([row[0].strip("`") for row in rows], re.findall(r"(--(?!help)[a-z]+)(?: [A-Z]+)? [a-z]", said))
+            for option, default, _ in rows:
+                if default.startswith("`"):
+                    self.assertRegex(said, rf"{option.strip('`')} [^-]*\(default: {re.escape(default.strip('`'))}\)")
+
+    def test_the_limits_are_those_of_the_programs(self):
+        stated = {re.findall(r"`(\w+)`", row[2])[0]: [int(figure) for figure in re.findall(r"\d+", row[1].replace(",", ""))]
+                  for row in self.rows("### Limits")}
+        keepalive = chat_server.KEEPALIVE
+        self.assertEqual(stated, {
+            "MAX_LINE": [chat_server.MAX_LINE, chat_server.MAX_LINE // 4],
+            "MAX_NICKNAME": [chat_server.MAX_NICKNAME],
+            "NICKNAME_TIMEOUT": [chat_server.NICKNAME_TIMEOUT],
+            "RATE": [chat_server.RATE, chat_server.BURST],
+            "SEND_BUFFER": [chat_server.SEND_BUFFER // 1024],
+            "KEEPALIVE": [keepalive["TCP_KEEPIDLE"] + keepalive["TCP_KEEPINTVL"] * keepalive["TCP_KEEPCNT"]],
+            "MAX_MESSAGES": [chat_client.MAX_MESSAGES]})
+        self.assertEqual(chat_client.MAX_LINE, chat_server.MAX_LINE)
+
+    def test_the_tests_that_it_names_exist(self):
+        named = [row[3].strip("`") for row in self.rows("## 7. Break it")]
+        self.assertGreaterEqual(len(named), 10)
+        for name in named:
+            self.assertIn(f"def {name}(", self.test_code)
 
 
 if __name__ == "__main__":
