@@ -290,7 +290,7 @@ class ChatWindow:
 
     def start_chat(self, client: ChatClient, nickname: str) -> None:
         """We are in the room: receive, and show the window."""
-        self.client, self.nickname, self.incoming = client, nickname, queue.Queue()
+        self.client, self.nickname = client, nickname
         client.start_receiving(self.incoming.put)    # a thread may fill a queue, but not touch a widget
         self.send_button.configure(text="Send", command=self.send_message)
         self.root.deiconify()
@@ -376,13 +376,12 @@ class ChatWindow:
         self.entry_field.insert(0, "\n".join(lines))
         self.message_listbox.see("end")
 
-    def copy_messages(self, event: object) -> str:
+    def copy_messages(self, event: object) -> None:
         """Copy the messages that the selected rows are part of, whole and without the wrapping."""
         messages = dict.fromkeys(self.rows[index] for index in self.message_listbox.curselection())
         if messages:
             self.root.clipboard_clear()
             self.root.clipboard_append("\n".join(message.text for message in messages))
-        return "break"    # or else Tk's own copying follows
 
     def reconnect(self) -> None:
         """Ask again, unless the dialog is there already, with what it held before."""
@@ -428,6 +427,8 @@ def main() -> None:
         (chat_in_terminal if args.text else open_window)(args.host, args.port, args.nickname)
     except ChatError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        pass    # Ctrl+C once more, while the connection closes
 
 
 if __name__ == "__main__":
