@@ -64,7 +64,7 @@ class ChatClient:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option in KEEPALIVE.keys() & dir(socket):    # those that this platform knows
                 self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), KEEPALIVE[option])
-        self.next_line = self.read_line()
+        self.pending_line = self.read_line()
 
     def read_line(self) -> str:
         """Wait for the server's next line. Raises ChatError if none comes."""
@@ -80,26 +80,26 @@ class ChatClient:
 
     def join(self, nickname: str) -> None:
         """Ask for a nickname. Raises NicknameRefused, or ChatError if the connection is lost."""
-        if self.next_line.split(" ")[0] == "NICK":    # some servers, like smallchat, ask for no nickname
+        if self.pending_line.split(" ")[0] == "NICK":    # some servers, like smallchat, ask for no nickname
             self.send_message(" ".join(nickname.split()))
-            self.next_line = self.read_line()
-            if self.next_line.split(" ")[0] == "NICK":
-                raise NicknameRefused(self.next_line[5:])
+            self.pending_line = self.read_line()
+            if self.pending_line.split(" ")[0] == "NICK":
+                raise NicknameRefused(self.pending_line[5:])
         self.socket.settimeout(None)
 
-    def start_receiving(self, show: Callable) -> None:
-        """Call show(line) for every line that comes, and show(None) when the connection has ended, in a thread."""
-        self.receive_thread = threading.Thread(target=self.receive_messages, args=(show,), daemon=True)
+    def start_receiving(self, on_line: Callable) -> None:
+        """In a thread, call on_line(line) for every line that comes, and on_line(None) when the connection ends."""
+        self.receive_thread = threading.Thread(target=self.receive_messages, args=(on_line,), daemon=True)
         self.receive_thread.start()
 
-    def receive_messages(self, show: Callable) -> None:
-        """What the thread of start_receiving does."""
+    def receive_messages(self, on_line: Callable) -> None:
+        """Run in the thread that start_receiving starts."""
         try:
             while True:
-                show(self.next_line)
-                self.next_line = self.read_line()
+                on_line(self.pending_line)
+                self.pending_line = self.read_line()
         except ChatError:
-            show(None)
+            on_line(None)
 
     def send_message(self, text: str) -> None:
         """Send one message. Raises ChatError if it is too long or the connection is lost."""
@@ -222,7 +222,7 @@ class JoinDialog:
         """Try what the fields hold, and say in the dialog what is wrong with it."""
         nickname, host, port = (field.get().strip() for field in self.fields)
         self.status_label["text"] = "Connecting\u2026"
-        self.window.update_idletasks()    # shows it: nothing else is shown before enter_room has done
+        self.window.update_idletasks()    # shows it: nothing else is shown until enter_room is done
         try:
             if port not in map(str, range(1, 65536)):
                 raise ChatError("A port is a number from 1 to 65535.")
@@ -313,7 +313,7 @@ class ChatWindow:
         title = f"({self.unread}) Chat - {self.nickname}" if self.unread else f"Chat - {self.nickname}"
         if title != self.root.title():
             self.root.title(title)
-        self.root.after(TICK, self.process_incoming)
+        self.timer = self.root.after(TICK, self.process_incoming)
 
     def show(self, lines: List[str]) -> None:
         """Add lines at the end, and drop the oldest beyond MAX_MESSAGES. Stay at the end if it was in sight."""
@@ -330,7 +330,7 @@ class ChatWindow:
             self.message_listbox.see("end")
 
     def insert_rows(self, messages: List[Message]) -> None:
-        """Wrap messages and add their rows to the Listbox, each in the colour of who speaks."""
+        """Wrap messages and add their rows to the Listbox, own messages and notices in their colours."""
         for message in messages:
             rows = wrap(f"{message.time}  {message.text}", self.width - 12, self.width_of)
             self.message_listbox.insert("end", *rows)
@@ -390,6 +390,7 @@ class ChatWindow:
 
     def on_closing(self) -> None:
         """Close the window at once, then the connection, so that the last message arrives."""
+        self.root.after_cancel(self.timer)
         self.root.destroy()
         if self.client:
             self.client.close()

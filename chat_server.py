@@ -23,7 +23,7 @@ from typing import Iterable, Iterator, List
 
 HOST, PORT = "127.0.0.1", 7500
 RATE, BURST = 20, 2                   # lines a second from one client, and for how many seconds at once
-MAX_NICKNAME, MAX_LINE = 20, 4096     # characters; bytes, which is 1,024 characters of any script
+MAX_NICKNAME, MAX_LINE = 20, 4096     # characters; bytes: at least 1,024 characters in any alphabet
 NICKNAME_TIMEOUT = 60                 # seconds
 READ_SIZE = SEND_SIZE = 32 * 1024     # bytes for one recv or send
 SEND_BUFFER = 256 * 1024              # bytes that the kernel keeps for a client that reads slowly
@@ -116,9 +116,9 @@ class ChatServer:
         self.stopping = False
 
     def start(self) -> None:
-        """Listen, accept and deliver, in threads. Raises OSError or UnicodeError if it cannot listen there."""
-        # The tutorials' socket, setsockopt, bind and listen in one. It knows that SO_REUSEADDR frees the
-        # port of a stopped server on Linux and macOS, but lets two servers share one port on Windows.
+        """Listen, and start the thread that delivers. Raises OSError or UnicodeError if it cannot listen there."""
+        # socket, setsockopt, bind and listen in one, and it knows that SO_REUSEADDR frees the port of a
+        # stopped server on Linux and macOS, but lets two servers share one port on Windows.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         address = socket.getaddrinfo(self.host, self.port, family)[0][4][:2]
         self.server_socket = socket.create_server(address, family=family, backlog=1024)
@@ -126,10 +126,10 @@ class ChatServer:
         self.port = self.server_socket.getsockname()[1]
         self.deliver_thread = threading.Thread(target=self.deliver_messages, daemon=True)
         self.deliver_thread.start()
-        threading.Thread().start()    # Python 3.8 loads a library when the first thread ends: not when files run out!
+        threading.Thread().start()    # Python 3.8 opens a file when a first thread ends: now, while it can
 
     def accept_connections(self) -> None:
-        """Start a thread for everybody who connects. Nothing but stop() ends this."""
+        """Start a thread for everybody who connects, until Ctrl+C or stop(): nothing else ends this."""
         in_trouble = False
         while not self.stopping:
             for client in list(self.connected_clients):
@@ -157,8 +157,10 @@ class ChatServer:
         """Read what one client sends, from its nickname to its last line. Every client's thread runs this."""
         try:
             client.socket.sendall(b"NICK Choose a nickname.\n")
-            lines_read = read_lines(client.socket)
-            for lines in limit_rate(lines_read, self.rate) if self.rate else lines_read:
+            batches = read_lines(client.socket)
+            if self.rate:
+                batches = limit_rate(batches, self.rate)
+            for lines in batches:
                 self.handle_lines(client, lines)
                 if client not in self.connected_clients:
                     break
@@ -275,7 +277,7 @@ def how_to_join(host: str, port: int) -> str:
         return f"{place}\nOnly this computer can join, with {command}\nStart it with --host 0.0.0.0 to let others in."
     if host in ("0.0.0.0", "::"):
         family, far_away = (socket.AF_INET, "203.0.113.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
-        host = "ADDRESS (which ipconfig shows on Windows, ifconfig on macOS, hostname -I on Linux)"
+        host = "ADDRESS (which ipconfig shows on Windows, ipconfig getifaddr en0 on macOS, hostname -I on Linux)"
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((far_away, 9))    # sends nothing: with UDP it only looks up the way there (RFC 5737, 3849)
             host = probe.getsockname()[0]
