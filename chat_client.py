@@ -151,7 +151,7 @@ def chat_in_terminal(host: str, port: int, nickname: str) -> None:
                 nickname = ""
         client.start_receiving(functools.partial(print_line, client))
         for line in sys.stdin:
-            if line.split()[:1] == ["/quit"]:
+            if line.rstrip().split(" ")[0] == "/quit":
                 break
             try:
                 client.send_message(line.rstrip("\r\n"))
@@ -298,6 +298,7 @@ class ChatWindow:
 
     def process_incoming(self) -> None:
         """Show what has come, again and again, but never so much at once that the window stands still."""
+        self.timer = self.root.after(TICK, self.process_incoming)
         lines = []
         while len(lines) < LINES_A_TICK and not self.incoming.empty():
             lines.append(self.incoming.get())
@@ -313,7 +314,6 @@ class ChatWindow:
         title = f"({self.unread}) Chat - {self.nickname}" if self.unread else f"Chat - {self.nickname}"
         if title != self.root.title():
             self.root.title(title)
-        self.timer = self.root.after(TICK, self.process_incoming)
 
     def show(self, lines: List[str]) -> None:
         """Add lines at the end, and drop the oldest beyond MAX_MESSAGES. Stay at the end if it was in sight."""
@@ -368,7 +368,7 @@ class ChatWindow:
                 self.client.send_message(lines[0])
                 if not lines[0].startswith("/"):
                     self.show([f"You: {lines[0]}"])
-                if lines.pop(0).split()[0] == "/quit":
+                if lines.pop(0).split(" ")[0] == "/quit":
                     return self.on_closing()
         except ChatError as error:
             self.show([f"* {error}"])

@@ -71,7 +71,7 @@ def clean(line: bytes) -> str:
 
 def nickname_key(nickname: str) -> str:
     """Return what nicknames are compared by: Ada, ADA, full-width Ada and Ada with an invisible joiner are one."""
-    return unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname)).casefold().split())
 
 
 def nickname_problem(nickname: str, taken: List[str]) -> str:
@@ -120,7 +120,7 @@ class ChatServer:
         # socket, setsockopt, bind and listen in one, and it knows that SO_REUSEADDR frees the port of a
         # stopped server on Linux and macOS, but lets two servers share one port on Windows.
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        address = socket.getaddrinfo(self.host, self.port, family)[0][4][:2]
+        address = socket.getaddrinfo(self.host, self.port, family)[0][4]
         self.server_socket = socket.create_server(address, family=family, backlog=1024)
         self.server_socket.settimeout(0.2)    # seconds; Ctrl+C ends no accept on Windows (cpython issue 85609)
         self.port = self.server_socket.getsockname()[1]
@@ -129,7 +129,7 @@ class ChatServer:
         threading.Thread().start()    # Python 3.8 opens a file when a first thread ends: now, while it can
 
     def accept_connections(self) -> None:
-        """Start a thread for everybody who connects, until Ctrl+C or stop(): nothing else ends this."""
+        """Start a thread for everybody who connects, until Ctrl+C or `stopping`: nothing else ends this."""
         in_trouble = False
         while not self.stopping:
             for client in list(self.connected_clients):
@@ -237,6 +237,7 @@ class ChatServer:
                     client.send_at_once(b"".join(pieces[client]))
                 except BlockingIOError:
                     self.disconnect_client(client, " (too slow)")
+                    pieces[client].append(b"")    # nothing may follow half a line
                 except (OSError, ValueError):
                     pass    # the connection is broken, as its own thread finds out in recv, or closed already
                 if b"" in pieces[client]:
@@ -256,7 +257,7 @@ class ChatServer:
         logging.info("%s left%s", client.name, reason)
 
     def stop(self) -> None:
-        """Tell everybody, close all connections and wait until the threads have ended."""
+        """Tell everybody, close all connections and end the threads; accept_connections has ended before."""
         self.stopping = True
         self.server_socket.close()
         with self.lock:

@@ -478,11 +478,12 @@ class NicknameTest(ChatTest):
         self.assert_refused("Ada:", ":", "a:b", "a\uff1ab")
 
     def test_a_nickname_does_not_start_with_a_star_or_a_slash(self):
-        self.assert_refused("*", "* Ada", "*Ada", "/Ada", "/who", "\uff0aAda", "\uff0fAda")
+        self.assert_refused("*", "* Ada", "*Ada", "/Ada", "/who", "\uff0aAda", "\uff0fAda",
+                            "\u200b * Ada", "\u200b /Ada")
         self.assert_accepted("Ada*/", "Ada*/")
 
     def test_nobody_is_called_you(self):
-        self.assert_refused("you", "You", "YOU", "\uff39\uff4f\uff55", "Y\u200bou")
+        self.assert_refused("you", "You", "YOU", "\uff39\uff4f\uff55", "Y\u200bou", "\u200b you")
         self.assert_accepted("Young", "Young")
 
     def test_an_invisible_nickname_is_refused(self):
@@ -491,7 +492,7 @@ class NicknameTest(ChatTest):
     def test_a_taken_nickname_is_refused_however_it_is_written(self):
         self.fill_room(self.server, "Ada", "Straße", "Ade\u0301")
         self.assert_refused("Ada", "ada", "ADA", "\uff21\uff44\uff41", "A\u200bda", "Ada\ufe0f", "\u200dAda",
-                            "STRASSE", "Ad\u00e9", "  Ada  ", "A\x07da")
+                            "STRASSE", "Ad\u00e9", "  Ada  ", "A\x07da", "\u200b Ada", "Ada \u200b")
 
     def test_a_refusal_names_the_reason(self):
         self.visit(self.server, "Ada")
@@ -743,6 +744,49 @@ class CrowdTest(ChatTest):
     def test_who_does_not_read_is_shown_out_where_there_is_no_MSG_DONTWAIT(self):
         with mock.patch.object(chat_server, "MSG_DONTWAIT", 0):    # as on Windows
             self.assert_a_suspended_visitor_is_shown_out()
+
+    def test_who_has_left_is_not_heard_any_more(self):
+        server = self.start_server()
+        grace, _ = self.fill_room(server, "Grace", "Ada")
+        client = list(server.connected_clients)[1]
+        server.disconnect_client(client)
+        server.handle_lines(client, [b"hello"])
+        self.visit(server, "Alan")
+        grace.expect("* Ada left", "* Alan joined")
+
+    def test_what_fits_only_in_part_counts_as_too_slow(self):
+        server = self.start_server()
+        sleepy, = self.fill_room(server, "Sleepy")
+        client, = server.connected_clients
+        sent = 0
+        with self.assertRaises(BlockingIOError):
+            while sent < 10 ** 8:
+                client.send_at_once(b"x" * 10_000)
+                sent += 10_000
+        server.disconnect_client(client)
+        self.assertGreaterEqual(len(sleepy.reader.read()), sent)
+
+    def test_nothing_follows_half_a_line_to_one_who_was_too_slow(self):
+        server = self.start_server()
+        sleepy, = self.fill_room(server, "Sleepy")
+        client, = server.connected_clients
+        with server.lock:    # the moment between "too slow" and being out of the room, made long
+            server.outbox.put(([client], b"x" * 8 * 1024 * 1024))
+            wait_until(lambda: not server.outbox.qsize())
+            heard = sleepy.socket.recv(1024)
+            sleepy.socket.settimeout(0.2)
+            try:
+                while True:    # until the kernel has room again
+                    heard += sleepy.socket.recv(1024 * 1024)
+            except socket.timeout:
+                pass
+            server.outbox.put(([client], b"Bob: pay 10\n"))
+        sleepy.socket.settimeout(DEADLINE)
+        data = sleepy.socket.recv(1024)
+        while data:
+            heard += data
+            data = sleepy.socket.recv(1024)
+        self.assertEqual(heard.strip(b"x"), b"")
 
     def assert_the_room_outlives_one_who_asks_and_does_not_read(self):
         ada, grace, sleepy = self.room("Ada", "Grace", "Sleepy")
@@ -1476,8 +1520,8 @@ class TerminalTest(ClientCase):
     def test_quit_ends_it_and_the_last_message_arrives(self):
         for text in ("/quit", "/quit for today"):
             grace, ada = self.chat()
-            ada.type("last words", text, "too late")
-            grace.expect("Ada: last words", "* Ada left")
+            ada.type(" /quit is a command", "last words", text, "too late")
+            grace.expect("Ada:  /quit is a command", "Ada: last words", "* Ada left")
             ada.expect_end(0)
 
     def test_the_end_of_the_input_ends_it_and_the_last_message_arrives(self):
