@@ -772,8 +772,9 @@ class CrowdTest(ChatTest):
         client, = server.connected_clients
         with server.lock:    # the moment between "too slow" and being out of the room, made long
             server.outbox.put(([client], b"x" * 8 * 1024 * 1024))
-            wait_until(lambda: not server.outbox.qsize())
-            heard = sleepy.socket.recv(1024)
+            wait_until(lambda: "disconnect_client" in [
+                frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[server.deliver_thread.ident])])
+            heard = b""
             sleepy.socket.settimeout(0.2)
             try:
                 while True:    # until the kernel has room again
