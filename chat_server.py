@@ -4,177 +4,117 @@ Run it:     python chat_server.py                  (this computer alone can join
             python chat_server.py --host 0.0.0.0   (everybody in the network can)
 Join it:    python chat_client.py                  (or by hand: nc 127.0.0.1 7500)
 
-How it is built: many threads read, one thread delivers.
-    accept_connections -> a thread per client: handle_client reads lines and decides what each one is
-        -> broadcast_message, reply -> outbox, a queue of (recipients, bytes) -> deliver_messages sends
+Many threads read, one thread delivers: accept_connections -> handle_client, a thread per client
+-> broadcast_message, reply -> outbox, a queue of (recipients, bytes) -> deliver_messages
 """
 import argparse
+import collections
 import contextlib
 import logging.handlers
 import queue
 import re
 import select
+import signal
 import socket
 import sys
 import threading
 import time
 import unicodedata
-from typing import Iterable, Iterator, List
+from typing import Iterator, List
 
-HOST, PORT = "127.0.0.1", 7500
-RATE, BURST = 20, 2                   # lines a second from one client, and for how many seconds at once
-MAX_NICKNAME, MAX_LINE = 20, 4096     # characters; bytes: at least 1,024 characters in any alphabet
-NICKNAME_TIMEOUT = 60                 # seconds
-READ_SIZE = SEND_SIZE = 32 * 1024     # bytes for one recv or send
-SEND_BUFFER = 256 * 1024              # bytes that the kernel keeps for a client that reads slowly
-# For a client that vanished: seconds before a probe (two names), between probes, how many; milliseconds unconfirmed.
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60000}
-MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # Windows has none
-END_OF_OUTBOX = ((), b"")                            # the last thing that stop() posts
-# Control characters, line and paragraph separators, and what turns the direction of text around:
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# What nobody sees: Unicode's Default_Ignorable_Code_Point, and the Braille sign without dots:
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-                       "\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]")
+HOST, PORT = "127.0.0.1", 7500    # this computer alone
+RATE, BURST = 20, 2      # lines a second from one client, and for how many seconds at once
+LONG_LINE = 256          # bytes; a line that is longer counts as several
+MAX_LINE = 4096          # bytes: 1,024 characters in any alphabet
+MAX_NICKNAME = 20        # characters
+NICKNAME_TIMEOUT = 60    # seconds
+CHUNK_SIZE = 32 * 1024   # bytes for one recv or send
 
 
-################ Bytes, lines, text
-def read_lines(client_socket: socket.socket) -> Iterator[List[bytes]]:
-    """Yield the lines that each read completes, until the client closes. Raises OSError if the connection breaks.
-
-    TCP carries bytes, not messages: one recv may bring half a line, or ten and a half. What has no line
-    ending yet waits for the next read, but of a line that is too long only the start is kept.
-    """
-    unfinished = b""
-    while data := client_socket.recv(READ_SIZE):
-        *lines, unfinished = (unfinished + data).replace(b"\r\n", b"\n").split(b"\n")
-        unfinished = unfinished[:MAX_LINE + 2]    # so it stays too long, even if a \r at its end is dropped
-        yield lines
-    if unfinished:
-        yield [unfinished]
-
-
-def limit_rate(batches: Iterable[List[bytes]], rate: int) -> Iterator[List[bytes]]:
-    """Pass on `rate` lines a second, and BURST seconds' worth at once."""
-    turn = 0.0    # the time from which the next line may pass
-    for lines in batches:
-        for line in lines:
-            turn = max(turn + 1 / rate, time.monotonic() - BURST)
-            time.sleep(max(0, turn - time.monotonic()))    # nobody reads meanwhile, so TCP makes the sender wait
-            yield [line]
-
-
-def clean(line: bytes) -> str:
-    """Return the line as text that cannot fake another line, colour a terminal or turn text around."""
-    return UNSAFE.sub("", line.decode("utf-8", "replace").replace("\t", " "))
-
-
-def nickname_key(nickname: str) -> str:
-    """Return what nicknames are compared by: Ada, ADA, full-width Ada and Ada with an invisible joiner are one."""
-    return " ".join(unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname)).casefold().split())
-
-
-def nickname_problem(nickname: str, taken: List[str]) -> str:
-    """Return in plain words why this nickname cannot be had, or "" if it can."""
-    key = nickname_key(nickname)
-    if not key or len(nickname) > MAX_NICKNAME or ":" in key or key[0] in "*/" or key == "you":
-        return f"A nickname has 1 to {MAX_NICKNAME} characters, no colon, no * or / in front, and is not You."
-    if key in map(nickname_key, taken):
-        return f"Somebody here is called {nickname} already."
-    return ""
-
-
-################ The server
-class Client:
-    """One connection: its socket, its address and, from when it is in the room, its nickname."""
-    def __init__(self, client_socket: socket.socket, client_address: tuple) -> None:
-        self.socket, self.nickname = client_socket, ""
-        self.name = client_address[0]    # what the log calls it
-        self.deadline = time.monotonic() + NICKNAME_TIMEOUT
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # else a small message waits 40 ms
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option in KEEPALIVE.keys() & dir(socket):    # those that this platform knows
-            self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), KEEPALIVE[option])
-
-    def send_at_once(self, data: bytes) -> None:
-        """Send without ever waiting. Raises BlockingIOError if the kernel has no room for all of the data."""
-        for start in range(0, len(data), SEND_SIZE):
-            piece = data[start:start + SEND_SIZE]
-            writable = MSG_DONTWAIT or select.select([], [self.socket], [], 0)[1]
-            if not writable or self.socket.send(piece, MSG_DONTWAIT) < len(piece):
-                raise BlockingIOError
-
-
+################ The room
 class ChatServer:
-    """A chat room: start() opens it, stop() closes it. Port 0 takes any free port; `port` then says which."""
-    def __init__(self, host: str, port: int, rate: int = RATE) -> None:
+    """A chat room. After start(), host and port say where it listens; port 0 takes any."""
+    def __init__(self, host: str, port: int, rate: int = RATE):
         self.host, self.port, self.rate = host, port, rate
-        self.connected_clients = {}          # Client -> its thread; whoever has a nickname is in the room
-        self.lock = threading.RLock()        # is held while connected_clients changes or is looked through
-        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"" closes a connection, as in recv
-        self.stopping = False
+        self.connected_clients = set()
+        self.room = {}                       # those who have a nickname: nickname_key -> Client
+        self.lock = threading.RLock()        # for whoever changes or looks through these two
+        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"" closes the connection
 
-    def start(self) -> None:
-        """Listen, and start the thread that delivers. Raises OSError or UnicodeError if it cannot listen there."""
-        # socket, setsockopt, bind and listen in one, and it knows that SO_REUSEADDR frees the port of a
-        # stopped server on Linux and macOS, but lets two servers share one port on Windows.
+    def start(self):
+        """Listen, and start the thread that delivers. Raises OSError or UnicodeError."""
+        self.stopping = threading.Event()
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        address = socket.getaddrinfo(self.host, self.port, family)[0][4]
-        self.server_socket = socket.create_server(address, family=family, backlog=1024)
-        self.server_socket.settimeout(0.2)    # seconds; Ctrl+C ends no accept on Windows (cpython issue 85609)
-        self.port = self.server_socket.getsockname()[1]
+        # This does socket, setsockopt, bind and listen. It knows that SO_REUSEADDR frees the
+        # port of a stopped server on Linux and macOS, but lets two share it on Windows.
+        self.server_socket = socket.create_server((self.host, self.port), family=family,
+                                                  backlog=1024, dualstack_ipv6=":" in self.host)
+        self.server_socket.settimeout(0.2)    # for Ctrl+C on Windows (cpython issue 85609)
+        self.host, self.port = self.server_socket.getsockname()[:2]
         self.deliver_thread = threading.Thread(target=self.deliver_messages, daemon=True)
         self.deliver_thread.start()
-        threading.Thread().start()    # Python 3.8 opens a file when a first thread ends: now, while it can
 
-    def accept_connections(self) -> None:
-        """Start a thread for everybody who connects, until Ctrl+C or `stopping`: nothing else ends this."""
+    def accept_connections(self):
+        """Let in everybody who connects, until Ctrl+C or `stopping`: nothing else ends this."""
         in_trouble = False
-        while not self.stopping:
+        while not self.stopping.is_set():
+            self.show_out_the_nameless()
+            try:
+                client_socket, client_address = self.server_socket.accept()
+                self.start_client(client_socket)
+                in_trouble = False
+            except socket.timeout:
+                pass    # nobody came
+            except (OSError, RuntimeError, MemoryError) as error:
+                if not in_trouble:    # no files, threads or memory are left
+                    logging.error(f"A client could not connect: {error}")
+                in_trouble = True
+                time.sleep(0.1)
+
+    def show_out_the_nameless(self):
+        """Disconnect those who have not chosen a nickname in time."""
+        with self.lock:    # or one of them could choose a nickname just now
             for client in list(self.connected_clients):
                 if not client.nickname and client.deadline < time.monotonic():
                     self.reply(client, f"* No nickname came within {NICKNAME_TIMEOUT} seconds.")
                     self.disconnect_client(client)
-            client = None
-            try:
-                client = Client(*self.server_socket.accept())
-                thread = threading.Thread(target=self.handle_client, args=(client,), daemon=True)
-                with self.lock:
-                    self.connected_clients[client] = thread
-                thread.start()
-                in_trouble = False
-            except socket.timeout:
-                continue
-            except (OSError, RuntimeError) as error:    # out of file descriptors, or out of threads
-                if not in_trouble:
-                    logging.error("A client could not connect: %s", error)
-                in_trouble = True
-                self.disconnect_client(client)
-                time.sleep(0.1)
 
-    def handle_client(self, client: Client) -> None:
-        """Read what one client sends, from its nickname to its last line. Every client's thread runs this."""
+    def start_client(self, client_socket):
+        """Give a new client a thread. Raises RuntimeError if the system has none left."""
+        client = Client(client_socket)
+        client.thread = threading.Thread(target=self.handle_client, args=(client,), daemon=True)
+        with self.lock:
+            try:
+                client.thread.start()
+            except RuntimeError:
+                client_socket.close()
+                raise
+            self.connected_clients.add(client)
+
+    def handle_client(self, client):
+        """Read what a client sends, from nickname to last line. Its thread runs this."""
+        client.set_options()
+        self.reply(client, "NICK Choose a nickname.")
+        batches = read_lines(client.socket)
+        if self.rate:
+            batches = limit_rate(batches, self.rate, self.stopping)
         try:
-            client.socket.sendall(b"NICK Choose a nickname.\n")
-            batches = read_lines(client.socket)
-            if self.rate:
-                batches = limit_rate(batches, self.rate)
             for lines in batches:
-                self.handle_lines(client, lines)
-                if client not in self.connected_clients:
+                if not self.handle_lines(client, lines):
                     break
         except OSError as error:
-            logging.info("%s: %s", client.name, error)
+            logging.info(f"{client.nickname or 'Somebody without a nickname'}: {error}")
         finally:
             self.disconnect_client(client)
 
-    def handle_lines(self, client: Client, lines: List[bytes]) -> None:
-        """Take each line for what it is: a nickname, a command or a message. The messages go out together."""
+    def handle_lines(self, client, lines: List[bytes]) -> bool:
+        """Take each line for what it is. Return whether the client stays."""
         messages, command = [], ""
         for line in lines:
             text = clean(line)
-            command = text.partition(" ")[0]
+            command = text.split(" ")[0]
+            if not client.nickname and HTTP.match(line):
+                command = "/quit"    # nobody shall hear what a browser has to say
             if command == "/quit":
                 break
             elif not client.nickname:
@@ -182,136 +122,258 @@ class ChatServer:
             elif len(line) > MAX_LINE:
                 self.reply(client, f"* Not sent: a message may have at most {MAX_LINE} bytes.")
             elif command == "/who":
-                self.reply(client, self.online_line())
+                self.reply_who_is_online(client)
             elif command.startswith("/"):
                 self.reply(client, f"* Unknown command {command}. Commands: /who, /quit")
             elif text.strip():
                 messages.append(f"{client.nickname}: {text}")
-        self.broadcast_message(client, *messages)
+        self.broadcast_message(client, "\n".join(messages))    # all at once: that is faster
         for message in messages:
-            logging.info("%s", message)
-        if command == "/quit":
-            self.disconnect_client(client)
+            logging.info(message)
+        return command != "/quit" and client in self.connected_clients
 
-    def join_room(self, client: Client, nickname: str) -> None:
+    def join_room(self, client, nickname: str):
         """Let the client into the room under this nickname, or tell it why not."""
+        problem = nickname_problem(nickname)
         with self.lock:    # or two could find the same nickname free at the same moment
-            problem = nickname_problem(nickname, [other.nickname for other in self.connected_clients])
-            if not problem:
+            if not problem and nickname_key(nickname) in self.room:
+                problem = f"Somebody here is called {nickname} already."
+            if problem:
+                self.reply(client, f"NICK {problem} Choose another.")
+            elif client in self.connected_clients:
                 self.broadcast_message(client, f"* {nickname} joined")
-                client.nickname = client.name = nickname
-                self.reply(client, f"* Welcome, {nickname}!", self.online_line())
-        if problem:
-            client.socket.sendall(f"NICK {problem} Choose another.\n".encode())
-        else:
-            logging.info("%s joined", nickname)
+                client.nickname = nickname
+                self.room[nickname_key(nickname)] = client
+                self.reply(client, f"* Welcome, {nickname}!")
+                self.reply_who_is_online(client)
+        if client.nickname:
+            logging.info(f"{nickname} joined")
 
-    def online_line(self) -> str:
-        """Return the line that tells who is in the room."""
+    def reply_who_is_online(self, client):
+        """Post to one client who is in the room."""
+        with self.lock:    # or somebody could leave between the list and its posting
+            nicknames = [other.nickname for other in self.room.values()]
+            self.reply(client, f"* Online ({len(nicknames)}): {', '.join(nicknames)}")
+
+    def reply(self, client, line: str):
+        """Post a line to one client alone."""
+        self.outbox.put(([client], f"{line}\n".encode()))
+
+    def broadcast_message(self, sender, message: str):
+        """Post to everybody in the room but the sender, unless the sender has left."""
         with self.lock:
-            nicknames = [client.nickname for client in self.connected_clients if client.nickname]
-        return f"* Online ({len(nicknames)}): {', '.join(nicknames)}"
+            if message and sender in self.connected_clients:
+                others = [client for client in self.room.values() if client is not sender]
+                self.outbox.put((others, f"{message}\n".encode()))
 
-    def reply(self, client: Client, *lines: str) -> None:
-        """Post lines to one client alone."""
-        self.outbox.put(([client], ("\n".join(lines) + "\n").encode()))
-
-    def broadcast_message(self, sender: Client, *lines: str) -> None:
-        """Post lines to everybody in the room but the sender. Whoever has left is not heard any more."""
-        with self.lock:    # also so that everybody hears everything in one order
-            if lines and sender in self.connected_clients:
-                others = [client for client in self.connected_clients if client.nickname and client is not sender]
-                self.outbox.put((others, ("\n".join(lines) + "\n").encode()))
-
-    def deliver_messages(self) -> None:
-        """Send what the outbox holds, to each client in one piece, and wait for none of them."""
-        posted = []
-        while END_OF_OUTBOX not in posted:
-            posted = [self.outbox.get() for _ in range(max(1, self.outbox.qsize()))]
-            pieces = {}
-            for recipients, data in posted:
+    def deliver_messages(self):
+        """Send what is posted, and wait for no client. The one thread that sends runs this."""
+        while True:
+            pieces = collections.defaultdict(list)    # what there is for each client
+            # Wait for the first, then take what else is there: the more, the faster it goes.
+            for _ in range(max(1, self.outbox.qsize())):
+                recipients, data = self.outbox.get()
+                if recipients is None:
+                    return
                 for client in recipients:
-                    pieces.setdefault(client, []).append(data)
+                    pieces[client].append(data)
             for client in pieces:
-                try:
-                    client.send_at_once(b"".join(pieces[client]))
-                except BlockingIOError:
-                    self.disconnect_client(client, " (too slow)")
-                    pieces[client].append(b"")    # nothing may follow half a line
-                except (OSError, ValueError):
-                    pass    # the connection is broken, as its own thread finds out in recv, or closed already
-                if b"" in pieces[client]:
-                    with contextlib.suppress(OSError):    # the client may have been faster
-                        client.socket.shutdown(socket.SHUT_RDWR)    # wakes recv on Linux and macOS,
-                    client.socket.close()                           # and this on Windows (cpython issue 91913)
+                self.deliver_to_client(client, pieces[client])
 
-    def disconnect_client(self, client: Client, reason: str = "") -> None:
-        """Take a client out, tell the others, close the connection. The first call does it; more do no harm."""
+    def deliver_to_client(self, client, pieces: List[bytes]):
+        """Send a client its pieces as one. What goes wrong here is this client's alone."""
+        try:
+            client.send_at_once(b"".join(pieces))
+            if b"" not in pieces:
+                return
+        except BlockingIOError:
+            self.disconnect_client(client, " (too slow)")
+        except (OSError, ValueError, MemoryError):    # broken, closed, or no memory is left
+            self.disconnect_client(client)
+        with contextlib.suppress(OSError):    # which says that it is closed already
+            client.socket.shutdown(socket.SHUT_RDWR)    # ends its recv on Linux and macOS
+        client.socket.close()    # ends its recv on Windows (cpython issue 91913)
+
+    def disconnect_client(self, client, reason: str = ""):
+        """Take a client out, tell the others, close. Only the first call does it."""
         with self.lock:
             if client not in self.connected_clients:
                 return
             if client.nickname:
                 self.broadcast_message(client, f"* {client.nickname} left{reason}")
-            del self.connected_clients[client]
-            self.outbox.put(([client], b""))    # after all that was posted for it before
-        logging.info("%s left%s", client.name, reason)
+                del self.room[nickname_key(client.nickname)]
+            self.connected_clients.remove(client)
+            self.outbox.put(([client], b""))    # close it, after all that was posted before
+        if client.nickname:
+            logging.info(f"{client.nickname} left{reason}")
 
-    def stop(self) -> None:
-        """Tell everybody, close all connections and end the threads; accept_connections has ended before."""
-        self.stopping = True
+    def stop(self):
+        """Tell everybody, close all, end the threads. accept_connections has ended before."""
+        self.stopping.set()
         self.server_socket.close()
         with self.lock:
-            clients, self.connected_clients = self.connected_clients, {}
+            clients, self.connected_clients, self.room = self.connected_clients, set(), {}
         self.outbox.put((clients, b"* The server has stopped.\n"))
         self.outbox.put((clients, b""))
-        for thread in filter(threading.Thread.is_alive, clients.values()):
-            thread.join()
-        self.outbox.put(END_OF_OUTBOX)
+        for client in clients:
+            client.thread.join()
+        self.outbox.put((None, b""))    # comes last, and ends deliver_messages
         self.deliver_thread.join()
+
+
+################ Its tools: lines, their rate, clean text, nicknames
+def read_lines(client_socket) -> Iterator[List[bytes]]:
+    """Yield the lines that each recv completes, until the client closes. Raises OSError."""
+    unfinished = b""    # TCP carries bytes, not messages: a recv may bring half a line, or ten
+    while data := client_socket.recv(CHUNK_SIZE):
+        *lines, unfinished = (unfinished + data).replace(b"\r\n", b"\n").split(b"\n")
+        unfinished = unfinished[:MAX_LINE + 2]    # of a line that is too long, keep the start
+        yield lines
+    if unfinished:
+        yield [unfinished]
+
+
+def limit_rate(batches: Iterator[List[bytes]], rate: int, stopping) -> Iterator[List[bytes]]:
+    """Pass on `rate` lines a second, BURST seconds' worth at once, and all when stopping."""
+    next_time = 0.0    # when the next line may pass; after a pause, BURST seconds in the past
+    for lines in batches:
+        for line in lines:
+            seconds = max(1, len(line) / LONG_LINE) / rate    # that this line takes
+            next_time = max(next_time, time.monotonic() - BURST) + seconds
+            stopping.wait(next_time - time.monotonic())    # so TCP stops the sender
+            yield [line]
+
+
+# Control characters, line and paragraph separators, and what turns the direction of text.
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What nobody sees: Unicode's Default_Ignorable_Code_Point, and the Braille sign without dots.
+INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
+# A browser begins with GET / HTTP/1.1, or in TLS with \x16\x03. Any web page can make it do so.
+HTTP = re.compile(rb"[A-Z]+ .*HTTP/|Host:|\x16\x03")
+
+
+def clean(line: bytes) -> str:
+    """Return the line as text that cannot fake a line, colour a terminal or turn around."""
+    return UNSAFE.sub("", line.decode("utf-8", "replace").replace("\t", " "))
+
+
+def nickname_key(nickname: str) -> str:
+    """Return what nicknames are compared by: Ada, ADA and Ada in full-width letters are one."""
+    nickname = unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname))
+    return " ".join(nickname.casefold().split())
+
+
+def nickname_problem(nickname: str) -> str:
+    """Return which rule this nickname breaks, or "" if it breaks none."""
+    if len(nickname) > MAX_NICKNAME:    # first: the key of a long one would take half a second
+        return f"A nickname has at most {MAX_NICKNAME} characters."
+    key = nickname_key(nickname)
+    if not key:
+        return "A nickname has at least 1 character that one can see."
+    if ":" in key:
+        return "A nickname has no colon."
+    if key[0] in "*/":
+        return "A nickname does not begin with * or /."
+    if key == "you":
+        return "You is what everybody calls themselves."
+    return ""
+
+
+################ The small print of sockets
+class Client:
+    """One connection: its socket, its thread and, from when it is in the room, its nickname."""
+    SEND_BUFFER = 256 * 1024    # bytes that the kernel keeps for one who reads slowly
+    # Send small messages at once; ask a client that is silent for 30 seconds (two names) if it
+    # is there, 3 times, 10 seconds apart; let a message be unconfirmed for at most 60,000 ms.
+    TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
+                   "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # send does not wait; Windows has none
+
+    def __init__(self, client_socket: socket.socket):
+        self.socket = client_socket
+        self.nickname = ""
+        self.deadline = time.monotonic() + NICKNAME_TIMEOUT
+
+    def set_options(self):
+        """Set what slow readers, small messages and clients that vanish without a word need."""
+        with contextlib.suppress(OSError):    # it has closed already, as recv will tell
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in self.TCP_OPTIONS.items():
+                if hasattr(socket, name):
+                    self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def send_at_once(self, data: bytes):
+        """Send, and never wait. Raises BlockingIOError if the kernel has not room for all."""
+        for start in range(0, len(data), CHUNK_SIZE):
+            piece = data[start:start + CHUNK_SIZE]
+            writable = self.MSG_DONTWAIT or select.select([], [self.socket], [], 0)[1]
+            if not writable or self.socket.send(piece, self.MSG_DONTWAIT) < len(piece):
+                raise BlockingIOError
 
 
 ################ The program
 def how_to_join(host: str, port: int) -> str:
     """Return where the server listens, and what to type on which computer to join it."""
-    place, command = f"Chat server listening on {host} port {port}.", f"python chat_client.py --port {port}"
-    if host in (HOST, "localhost", "::1"):
-        return f"{place}\nOnly this computer can join, with {command}\nStart it with --host 0.0.0.0 to let others in."
+    place = f"Chat server listening on {host} port {port}."
+    command = f"python chat_client.py --port {port} --host"
+    if host == "::1" or host.startswith("127."):
+        return (f"{place}\nOnly this computer can join, with {command} {host}\n"
+                "Start it with --host 0.0.0.0 to let others in.")
     if host in ("0.0.0.0", "::"):
-        family, far_away = (socket.AF_INET, "203.0.113.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
-        host = "ADDRESS (which ipconfig shows on Windows, ipconfig getifaddr en0 on macOS, hostname -I on Linux)"
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((far_away, 9))    # sends nothing: with UDP it only looks up the way there (RFC 5737, 3849)
-            host = probe.getsockname()[0]
-    return f"{place}\nOn the other computers: {command} --host {host}"
+        host = "ADDRESS (see ipconfig, on macOS ipconfig getifaddr en0, on Linux hostname -I)"
+        with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
+            # Sends nothing, but shows from which address it would (to nobody's, RFC 5737).
+            udp_socket.connect(("203.0.113.1", 9))
+            host = udp_socket.getsockname()[0]
+    return f"{place}\nOn the other computers: {command} {host}"
 
 
-def main() -> None:
-    """Read the options, and run the server until Ctrl+C."""
+def read_options() -> argparse.Namespace:
+    """Return what was typed after the program's name. Ends the program if it makes no sense."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--host", default=HOST, help="address to listen on; 0.0.0.0 lets the whole network in")
-    parser.add_argument("--port", type=int, default=PORT, help="port to listen on; 0 takes any free one")
-    parser.add_argument("--rate", type=int, default=RATE, help="lines a second that a client may send; 0: no limit")
-    parser.add_argument("--quiet", action="store_true", help="log errors only, not who joins, says and leaves")
+    parser.add_argument("--host", default=HOST, help="where to listen; 0.0.0.0: all networks")
+    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one")
+    parser.add_argument("--rate", type=int, default=RATE, help="lines a second; 0: no limit")
+    parser.add_argument("--quiet", action="store_true", help="log errors only")
     args = parser.parse_args()
     if not 0 <= args.port <= 65535 or args.rate < 0:
         parser.error("a port is a number from 0 to 65535, and a rate is not negative")
-    records = queue.SimpleQueue()    # a thread of its own writes the log: a paused console must not stop the room
-    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, datefmt="%H:%M:%S",
-                        format="%(asctime)s %(message)s", handlers=[logging.handlers.QueueHandler(records)])
-    listener = logging.handlers.QueueListener(records, logging.StreamHandler())
+    return args
+
+
+def start_log(quiet: bool):
+    """Let a thread of its own write the log: a click into a Windows console makes it wait."""
+    records = queue.SimpleQueue()
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
+                        level="ERROR" if quiet else "INFO",
+                        handlers=[logging.handlers.QueueHandler(records)])
+    log = logging.handlers.QueueListener(records, logging.StreamHandler())
+    log.start()
+    return log
+
+
+def main():
+    """Run the server until Ctrl+C, or until it is told to end (SIGTERM)."""
+    args = read_options()
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
     except (OSError, UnicodeError) as error:
-        sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use, or the host wrong?")
-    listener.start()
+        sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use?")
+    log = start_log(args.quiet)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)    # does what Ctrl+C does
     try:
-        print(how_to_join(args.host, server.port), flush=True)
+        print(how_to_join(server.host, server.port), flush=True)
         server.accept_connections()
     except KeyboardInterrupt:
-        server.stop()
-        print("The chat server has stopped.")
-    listener.stop()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)    # a second one shall not end the ending
+    server.stop()
+    log.stop()
+    print("The chat server has stopped.")
 
 
 if __name__ == "__main__":
