@@ -1,11 +1,11 @@
 """A chat server: every line that one client sends goes to all the others.
 
 Run it:     python chat_server.py                  (this computer alone can join)
-            python chat_server.py --host 0.0.0.0   (everybody in the network can)
+            python chat_server.py --host 0.0.0.0   (everybody on the network can)
 Join it:    python chat_client.py                  (or by hand: nc 127.0.0.1 7500)
 
-Many threads read, one thread delivers: accept_connections -> handle_client, a thread per client
--> broadcast_message, reply -> outbox, a queue of (recipients, bytes) -> deliver_messages
+Many threads read, one delivers: accept_connections starts a thread for each client. It runs
+handle_client, which posts (recipients, bytes) to the outbox, and deliver_messages sends them.
 """
 import argparse
 import collections
@@ -23,41 +23,41 @@ import unicodedata
 from typing import Iterator, List
 
 HOST, PORT = "127.0.0.1", 7500    # this computer alone
-RATE, BURST = 20, 2      # lines a second from one client, and for how many seconds at once
+RATE, BURST = 20, 2      # lines a second from one client; seconds' worth of them in one go
 LONG_LINE = 256          # bytes; a line that is longer counts as several
-MAX_LINE = 4096          # bytes: 1,024 characters in any alphabet
-MAX_NICKNAME = 20        # characters
-NICKNAME_TIMEOUT = 60    # seconds
+MAX_LINE = 4096          # bytes: room for 1,024 characters of any alphabet
+MAX_NICKNAME, NICKNAME_TIMEOUT = 20, 60    # characters; seconds to choose it
 CHUNK_SIZE = 32 * 1024   # bytes for one recv or send
 
 
 ################ The room
 class ChatServer:
-    """A chat room. After start(), host and port say where it listens; port 0 takes any."""
+    """A chat room. After start(), host and port say where it listens; port 0: any free one."""
     def __init__(self, host: str, port: int, rate: int = RATE):
         self.host, self.port, self.rate = host, port, rate
         self.connected_clients = set()
         self.room = {}                       # those who have a nickname: nickname_key -> Client
-        self.lock = threading.RLock()        # for whoever changes or looks through these two
-        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"" closes the connection
+        self.lock = threading.RLock()        # hold it to change or loop over these two
+        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"" closes them, None ends
 
     def start(self):
-        """Listen, and start the thread that delivers. Raises OSError or UnicodeError."""
-        self.stopping = threading.Event()
+        """Listen, and start the thread that delivers. Raises OSError or ValueError."""
+        self.accepting, self.stopping = True, threading.Event()
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        *_, address = socket.getaddrinfo(self.host, self.port, family)[0]
         # This does socket, setsockopt, bind and listen. It knows that SO_REUSEADDR frees the
         # port of a stopped server on Linux and macOS, but lets two share it on Windows.
-        self.server_socket = socket.create_server((self.host, self.port), family=family,
-                                                  backlog=1024, dualstack_ipv6=":" in self.host)
-        self.server_socket.settimeout(0.2)    # for Ctrl+C on Windows (cpython issue 85609)
+        self.server_socket = socket.create_server(address, family=family, backlog=1024,
+                                                  dualstack_ipv6=":" in self.host)
+        self.server_socket.settimeout(0.2)    # so that accept does not wait for ever
         self.host, self.port = self.server_socket.getsockname()[:2]
         self.deliver_thread = threading.Thread(target=self.deliver_messages, daemon=True)
         self.deliver_thread.start()
 
     def accept_connections(self):
-        """Let in everybody who connects, until Ctrl+C or `stopping`: nothing else ends this."""
+        """Let in everybody who connects, while `accepting`: nothing else ends this."""
         in_trouble = False
-        while not self.stopping.is_set():
+        while self.accepting:
             self.show_out_the_nameless()
             try:
                 client_socket, client_address = self.server_socket.accept()
@@ -65,8 +65,8 @@ class ChatServer:
                 in_trouble = False
             except socket.timeout:
                 pass    # nobody came
-            except (OSError, RuntimeError, MemoryError) as error:
-                if not in_trouble:    # no files, threads or memory are left
+            except (OSError, RuntimeError, MemoryError) as error:    # no files, no threads left
+                if not in_trouble:    # the first of many is enough for the log
                     logging.error(f"A client could not connect: {error}")
                 in_trouble = True
                 time.sleep(0.1)
@@ -83,7 +83,7 @@ class ChatServer:
         """Give a new client a thread. Raises RuntimeError if the system has none left."""
         client = Client(client_socket)
         client.thread = threading.Thread(target=self.handle_client, args=(client,), daemon=True)
-        with self.lock:
+        with self.lock:    # or the thread could take the client out before it is in
             try:
                 client.thread.start()
             except RuntimeError:
@@ -108,13 +108,13 @@ class ChatServer:
             self.disconnect_client(client)
 
     def handle_lines(self, client, lines: List[bytes]) -> bool:
-        """Take each line for what it is. Return whether the client stays."""
+        """Join, answer or broadcast, as each line asks. Return whether the client stays."""
         messages, command = [], ""
         for line in lines:
             text = clean(line)
             command = text.split(" ")[0]
             if not client.nickname and HTTP.match(line):
-                command = "/quit"    # nobody shall hear what a browser has to say
+                command = "/quit"    # or a web page could make a browser post here
             if command == "/quit":
                 break
             elif not client.nickname:
@@ -127,7 +127,7 @@ class ChatServer:
                 self.reply(client, f"* Unknown command {command}. Commands: /who, /quit")
             elif text.strip():
                 messages.append(f"{client.nickname}: {text}")
-        self.broadcast_message(client, "\n".join(messages))    # all at once: that is faster
+        self.broadcast_message(client, "\n".join(messages))    # as one: that is faster
         for message in messages:
             logging.info(message)
         return command != "/quit" and client in self.connected_clients
@@ -150,31 +150,31 @@ class ChatServer:
             logging.info(f"{nickname} joined")
 
     def reply_who_is_online(self, client):
-        """Post to one client who is in the room."""
+        """Post to one client the nicknames of all who are in the room."""
         with self.lock:    # or somebody could leave between the list and its posting
             nicknames = [other.nickname for other in self.room.values()]
             self.reply(client, f"* Online ({len(nicknames)}): {', '.join(nicknames)}")
 
     def reply(self, client, line: str):
-        """Post a line to one client alone."""
+        """Post a line to one client alone: into the outbox, from which it will be sent."""
         self.outbox.put(([client], f"{line}\n".encode()))
 
     def broadcast_message(self, sender, message: str):
         """Post to everybody in the room but the sender, unless the sender has left."""
-        with self.lock:
+        with self.lock:    # or the room could change meanwhile
             if message and sender in self.connected_clients:
                 others = [client for client in self.room.values() if client is not sender]
                 self.outbox.put((others, f"{message}\n".encode()))
 
     def deliver_messages(self):
-        """Send what is posted, and wait for no client. The one thread that sends runs this."""
-        while True:
+        """Send all that is posted, and wait for no client. One thread runs this."""
+        running = True
+        while running:
             pieces = collections.defaultdict(list)    # what there is for each client
-            # Wait for the first, then take what else is there: the more, the faster it goes.
+            # Take all that is posted by now, or wait for one. One big send beats many small.
             for _ in range(max(1, self.outbox.qsize())):
                 recipients, data = self.outbox.get()
-                if recipients is None:
-                    return
+                running = running and data is not None
                 for client in recipients:
                     pieces[client].append(data)
             for client in pieces:
@@ -184,18 +184,18 @@ class ChatServer:
         """Send a client its pieces as one. What goes wrong here is this client's alone."""
         try:
             client.send_at_once(b"".join(pieces))
-            if b"" not in pieces:
+            if b"" not in pieces:    # the connection goes on
                 return
         except BlockingIOError:
             self.disconnect_client(client, " (too slow)")
         except (OSError, ValueError, MemoryError):    # broken, closed, or no memory is left
             self.disconnect_client(client)
-        with contextlib.suppress(OSError):    # which says that it is closed already
-            client.socket.shutdown(socket.SHUT_RDWR)    # ends its recv on Linux and macOS
-        client.socket.close()    # ends its recv on Windows (cpython issue 91913)
+        with contextlib.suppress(OSError):    # it is closed already
+            client.socket.shutdown(socket.SHUT_RDWR)    # wakes its thread: Linux, macOS
+        client.socket.close()    # wakes its thread: Windows (cpython issue 91913)
 
-    def disconnect_client(self, client, reason: str = ""):
-        """Take a client out, tell the others, close. Only the first call does it."""
+    def disconnect_client(self, client, reason=""):
+        """Tell the others, take it out, post its closing. Only the first call counts."""
         with self.lock:
             if client not in self.connected_clients:
                 return
@@ -208,16 +208,16 @@ class ChatServer:
             logging.info(f"{client.nickname} left{reason}")
 
     def stop(self):
-        """Tell everybody, close all, end the threads. accept_connections has ended before."""
-        self.stopping.set()
+        """Tell everybody, close all, end the threads. Call it after accept_connections."""
         self.server_socket.close()
-        with self.lock:
+        with self.lock:    # from now on, disconnect_client finds nobody
             clients, self.connected_clients, self.room = self.connected_clients, set(), {}
+        self.stopping.set()
         self.outbox.put((clients, b"* The server has stopped.\n"))
         self.outbox.put((clients, b""))
         for client in clients:
             client.thread.join()
-        self.outbox.put((None, b""))    # comes last, and ends deliver_messages
+        self.outbox.put(([], None))    # comes last, and ends deliver_messages
         self.deliver_thread.join()
 
 
@@ -227,36 +227,36 @@ def read_lines(client_socket) -> Iterator[List[bytes]]:
     unfinished = b""    # TCP carries bytes, not messages: a recv may bring half a line, or ten
     while data := client_socket.recv(CHUNK_SIZE):
         *lines, unfinished = (unfinished + data).replace(b"\r\n", b"\n").split(b"\n")
-        unfinished = unfinished[:MAX_LINE + 2]    # of a line that is too long, keep the start
+        unfinished = unfinished[:MAX_LINE + 2]    # enough to be too long, even with a \r
         yield lines
     if unfinished:
         yield [unfinished]
 
 
-def limit_rate(batches: Iterator[List[bytes]], rate: int, stopping) -> Iterator[List[bytes]]:
-    """Pass on `rate` lines a second, BURST seconds' worth at once, and all when stopping."""
+def limit_rate(batches: Iterator[List[bytes]], rate, stopping) -> Iterator[List[bytes]]:
+    """Pass on `rate` lines a second, BURST seconds' worth in one go, until stopping."""
     next_time = 0.0    # when the next line may pass; after a pause, BURST seconds in the past
     for lines in batches:
         for line in lines:
             seconds = max(1, len(line) / LONG_LINE) / rate    # that this line takes
             next_time = max(next_time, time.monotonic() - BURST) + seconds
-            stopping.wait(next_time - time.monotonic())    # so TCP stops the sender
+            stopping.wait(next_time - time.monotonic())    # no recv now: TCP stops the sender
             yield [line]
 
 
 # Control characters, line and paragraph separators, and what turns the direction of text.
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# What nobody sees: Unicode's Default_Ignorable_Code_Point, and the Braille sign without dots.
+# What nobody sees: Default_Ignorable_Code_Point, U+FFF9-FFFB, the Braille sign without dots.
 INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
-# A browser begins with GET / HTTP/1.1, or in TLS with \x16\x03. Any web page can make it do so.
+# A browser begins with GET / HTTP/1.1 and Host: or, where it encrypts, with \x16\x03.
 HTTP = re.compile(rb"[A-Z]+ .*HTTP/|Host:|\x16\x03")
 
 
 def clean(line: bytes) -> str:
-    """Return the line as text that cannot fake a line, colour a terminal or turn around."""
+    """Return it as text without line breaks, terminal colours or reversed writing."""
     return UNSAFE.sub("", line.decode("utf-8", "replace").replace("\t", " "))
 
 
@@ -268,38 +268,38 @@ def nickname_key(nickname: str) -> str:
 
 def nickname_problem(nickname: str) -> str:
     """Return which rule this nickname breaks, or "" if it breaks none."""
-    if len(nickname) > MAX_NICKNAME:    # first: the key of a long one would take half a second
+    if len(nickname) > MAX_NICKNAME:    # first: the key of a very long one takes long
         return f"A nickname has at most {MAX_NICKNAME} characters."
     key = nickname_key(nickname)
     if not key:
-        return "A nickname has at least 1 character that one can see."
+        return "A nickname has at least 1 visible character."
     if ":" in key:
         return "A nickname has no colon."
     if key[0] in "*/":
         return "A nickname does not begin with * or /."
     if key == "you":
-        return "You is what everybody calls themselves."
+        return "You is how everybody sees their own messages."
     return ""
 
 
 ################ The small print of sockets
 class Client:
-    """One connection: its socket, its thread and, from when it is in the room, its nickname."""
-    SEND_BUFFER = 256 * 1024    # bytes that the kernel keeps for one who reads slowly
-    # Send small messages at once; ask a client that is silent for 30 seconds (two names) if it
-    # is there, 3 times, 10 seconds apart; let a message be unconfirmed for at most 60,000 ms.
+    """One connection: its socket, its thread, its nickname ("" until it is in the room)."""
+    SEND_BUFFER = 256 * 1024    # bytes that the system keeps for one who reads slowly
+    # Send small messages without delay. After 30 silent seconds (KEEPALIVE on macOS) ask if the
+    # client is there, 3 times, 10 seconds apart. Give it 60,000 ms to confirm what was sent.
     TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
                    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # send does not wait; Windows has none
+    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # do not wait (not on Windows)
 
-    def __init__(self, client_socket: socket.socket):
+    def __init__(self, client_socket):
         self.socket = client_socket
         self.nickname = ""
         self.deadline = time.monotonic() + NICKNAME_TIMEOUT
 
     def set_options(self):
-        """Set what slow readers, small messages and clients that vanish without a word need."""
-        with contextlib.suppress(OSError):    # it has closed already, as recv will tell
+        """Help slow readers, send small messages soon, notice clients that vanished."""
+        with contextlib.suppress(OSError):    # it is closed already, as recv will tell
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in self.TCP_OPTIONS.items():
@@ -307,7 +307,7 @@ class Client:
                     self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send_at_once(self, data: bytes):
-        """Send, and never wait. Raises BlockingIOError if the kernel has not room for all."""
+        """Send without waiting. Raises BlockingIOError if the system has no room for all."""
         for start in range(0, len(data), CHUNK_SIZE):
             piece = data[start:start + CHUNK_SIZE]
             writable = self.MSG_DONTWAIT or select.select([], [self.socket], [], 0)[1]
@@ -316,23 +316,23 @@ class Client:
 
 
 ################ The program
-def how_to_join(host: str, port: int) -> str:
+def how_to_join(host, port) -> str:
     """Return where the server listens, and what to type on which computer to join it."""
     place = f"Chat server listening on {host} port {port}."
     command = f"python chat_client.py --port {port} --host"
     if host == "::1" or host.startswith("127."):
         return (f"{place}\nOnly this computer can join, with {command} {host}\n"
-                "Start it with --host 0.0.0.0 to let others in.")
+                "Start the server with --host 0.0.0.0 to let others in.")
     if host in ("0.0.0.0", "::"):
         host = "ADDRESS (see ipconfig, on macOS ipconfig getifaddr en0, on Linux hostname -I)"
         with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
-            # Sends nothing, but shows from which address it would (to nobody's, RFC 5737).
+            # UDP's connect sends nothing, but picks our address for it (RFC 5737: nobody's).
             udp_socket.connect(("203.0.113.1", 9))
             host = udp_socket.getsockname()[0]
     return f"{place}\nOn the other computers: {command} {host}"
 
 
-def read_options() -> argparse.Namespace:
+def read_options():
     """Return what was typed after the program's name. Ends the program if it makes no sense."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--host", default=HOST, help="where to listen; 0.0.0.0: all networks")
@@ -345,8 +345,8 @@ def read_options() -> argparse.Namespace:
     return args
 
 
-def start_log(quiet: bool):
-    """Let a thread of its own write the log: a click into a Windows console makes it wait."""
+def start_log(quiet):
+    """Write the log in another thread: a click into a Windows console stops who prints."""
     records = queue.SimpleQueue()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
                         level="ERROR" if quiet else "INFO",
@@ -362,15 +362,15 @@ def main():
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use?")
     log = start_log(args.quiet)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)    # does what Ctrl+C does
-    try:
-        print(how_to_join(server.host, server.port), flush=True)
-        server.accept_connections()
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # a second one shall not end the ending
+    def stop_accepting(number, frame):
+        server.accepting = False
+    signal.signal(signal.SIGINT, stop_accepting)     # Ctrl+C
+    signal.signal(signal.SIGTERM, stop_accepting)    # kill
+    print(how_to_join(server.host, server.port), flush=True)
+    server.accept_connections()
     server.stop()
     log.stop()
     print("The chat server has stopped.")
