@@ -1,40 +1,44 @@
 """A chat client: a window, or with --text a terminal.
 
-Run it:     python chat_client.py                                    (a small dialog asks for the rest)
+Run it:     python chat_client.py                       (a small dialog asks for the rest)
             python chat_client.py --host 192.168.1.20 --nickname Ada
-            python chat_client.py --text                             (no window, and no Tkinter needed)
+            python chat_client.py --text                (no window, and no Tkinter needed)
 
-How it is built: one connection, two faces. ChatClient knows sockets and nothing of Tk; chat_in_terminal and
-ChatWindow both use it. Only the GUI thread touches a widget: the thread that receives fills a queue for it.
+One connection, two faces: ChatClient knows sockets and nothing of Tk. Its thread puts what
+comes into a queue. chat_in_terminal prints what it takes out; ChatWindow looks into the queue
+fifty times a second and shows it: only the thread of the window may touch a widget.
 """
 import argparse
 import contextlib
 import functools
 import os
 import queue
+import re
 import select
 import signal
 import socket
 import sys
 import threading
 import time
-import unicodedata
-from typing import Callable, List, Optional
+from typing import List
+try:
+    import tkinter
+    from tkinter import font, ttk
+except ImportError:
+    tkinter = None    # the terminal needs none
 
 HOST, PORT = "127.0.0.1", 7500
 MAX_LINE = 4096           # bytes in a message, as in the server
-ANSWER_TIMEOUT = 5        # seconds for the server to answer when we connect and when we join
+JOIN_TIMEOUT = 10         # seconds for connecting and for the server's answers, all together
 CLOSE_TIMEOUT = 2         # seconds for the server to read our last lines
-MAX_MESSAGES = 5000       # that the window keeps
-TICK = 20                 # milliseconds between two looks at what has come
-LINES_A_TICK = 100        # that are shown at once, so that the window answers while thousands come
-COLOURS = {"You:": "#2a7fd4", "*": "#3d8b3d"}    # own messages and notices, readable on white and on black
-# For a server that vanished: seconds before a probe (two names), seconds between probes, and how many.
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+TICK = 20                 # milliseconds between two looks into the queue
+LINES_A_TICK = 100        # at most, so that the window answers while thousands come
+MAX_MESSAGES = 5000       # that the window keeps,
+MAX_TEXT = 1_000_000      # and characters in all of them
 
 
 ################ The connection
-class ChatError(OSError):
+class ChatError(Exception):
     """Something that went wrong, in words that a user understands."""
 
 
@@ -43,113 +47,134 @@ class NicknameRefused(ChatError):
 
 
 class ChatClient:
-    """A connection to a chat server: connect, join, then receive and send, and close."""
-    def __init__(self, host: str, port: int) -> None:
+    """A connection to a chat server: start, take what comes from `incoming`, send, close.
+
+    First comes a line, when we are in the room, and last the ChatError that ended it.
+    """
+    # Send small messages at once; ask a server that is silent for 30 seconds (two names) if it
+    # is there, 3 times, 10 seconds apart; let a message be unconfirmed for at most 60,000 ms.
+    TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
+                   "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+    # What could colour a terminal or turn text around, from a server that does not remove it.
+    UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+    def __init__(self, host, port):
         self.host, self.port = host, port
-        self.socket = self.receive_thread = None
+        self.incoming = queue.Queue()
+        self.socket = None
         self.closing = False
 
-    def connect(self) -> None:
-        """Connect and wait for the server's first line. Raises ChatError."""
+    def start(self, nickname):
+        """Connect, join and receive in a thread. Within JOIN_TIMEOUT, `incoming` tells more."""
+        self.thread = threading.Thread(target=self.receive_messages, args=(nickname,))
+        self.thread.daemon = True
+        self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
+        self.timer.daemon = True
+        self.timer.start()
+        self.thread.start()
+
+    def receive_messages(self, nickname):
+        """Put what comes into the queue. The thread that start() starts runs this."""
         try:
-            self.socket = socket.create_connection((self.host, self.port), ANSWER_TIMEOUT)
+            self.connect()
+            with self.socket, self.socket.makefile("rb") as self.file:
+                line = self.join(nickname)
+                self.timer.cancel()
+                while True:
+                    self.incoming.put(line)
+                    line = self.read_line()
+        except ChatError as error:
+            self.incoming.put(error)
+        self.timer.cancel()
+
+    def connect(self):
+        """Raises ChatError."""
+        try:
+            # The timeout is for each address that the name has.
+            self.socket = socket.create_connection((self.host, self.port), JOIN_TIMEOUT / 2)
         except (socket.gaierror, UnicodeError):
-            raise ChatError(f"There is no computer called {self.host}. Is its name or address typed correctly?")
+            raise ChatError(f"There is no computer called {self.host}. "
+                            "Is its name or address typed correctly?")
         except OSError:
-            raise ChatError(f"Nobody answers at {self.host} port {self.port}. Is the server running there, "
-                            "and started with --host 0.0.0.0 if it is on another computer?")
-        self.file = self.socket.makefile(encoding="utf-8", errors="replace", newline="\n")
-        with contextlib.suppress(OSError):    # if the server is gone already, read_line will say so
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raise ChatError(f"Nobody answers at {self.host} port {self.port}. Is the server "
+                            "running there, and started with --host 0.0.0.0 if it is on "
+                            "another computer?")
+        self.socket.settimeout(None)
+        with contextlib.suppress(OSError):    # it is closed already, as read_line tells
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option in KEEPALIVE.keys() & dir(socket):    # those that this platform knows
-                self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), KEEPALIVE[option])
-        self.pending_line = self.read_line()
+            for name, value in self.TCP_OPTIONS.items():
+                if hasattr(socket, name):
+                    self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def join(self, nickname) -> str:
+        """Ask for a nickname, return the first line from the room. Raises NicknameRefused."""
+        line = self.read_line()
+        if line.split(" ")[0] == "NICK":    # some servers, like smallchat, ask for no nickname
+            self.send_message(" ".join(nickname.split()))
+            line = self.read_line()
+            if line.split(" ")[0] == "NICK":
+                raise NicknameRefused(line[5:])
+        return line
 
     def read_line(self) -> str:
-        """Wait for the server's next line. Raises ChatError if none comes."""
-        try:
-            line = self.file.readline(65536)    # more than any line of our server has
-        except socket.timeout:
-            raise ChatError(f"{self.host} port {self.port} says nothing. Is that a chat server?")
-        except OSError:
-            line = ""    # broken or closed: to us it is the same
+        """Wait for the next line. Raises ChatError if the connection ends."""
+        line = b""
+        if not self.closing:
+            with contextlib.suppress(OSError):    # broken or closed: to us it is the same
+                line = self.file.readline(65536)    # more bytes than any line of our server has
         if not line:
-            raise ChatError("The server closed the connection.")
-        return line.rstrip("\r\n")
+            raise ChatError("The connection to the server is lost.")
+        return self.UNSAFE.sub("", line.decode("utf-8", "replace"))
 
-    def join(self, nickname: str) -> None:
-        """Ask for a nickname. Raises NicknameRefused, or ChatError if the connection is lost."""
-        if self.pending_line.split(" ")[0] == "NICK":    # some servers, like smallchat, ask for no nickname
-            self.send_message(" ".join(nickname.split()))
-            self.pending_line = self.read_line()
-            if self.pending_line.split(" ")[0] == "NICK":
-                raise NicknameRefused(self.pending_line[5:])
-        self.socket.settimeout(None)
-
-    def start_receiving(self, on_line: Callable) -> None:
-        """In a thread, call on_line(line) for every line that comes, and on_line(None) when the connection ends."""
-        self.receive_thread = threading.Thread(target=self.receive_messages, args=(on_line,), daemon=True)
-        self.receive_thread.start()
-
-    def receive_messages(self, on_line: Callable) -> None:
-        """Run in the thread that start_receiving starts."""
-        try:
-            while True:
-                on_line(self.pending_line)
-                self.pending_line = self.read_line()
-        except ChatError:
-            on_line(None)
-
-    def send_message(self, text: str) -> None:
+    def send_message(self, text: str, wait=True):
         """Send one message. Raises ChatError if it is too long or the connection is lost."""
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_LINE:
-            raise ChatError(f"Not sent: a message may have at most {MAX_LINE} bytes, and this one has {len(data)}.")
+            raise ChatError(f"Not sent: a message may have at most {MAX_LINE} bytes, "
+                            f"and this one has {len(data)}.")
         try:
+            if not wait and not select.select([], [self.socket], [], 0)[1]:
+                raise ChatError("Not sent: the server does not listen. Try again.")
             self.socket.sendall(data + b"\n")
-        except OSError:
+        except (OSError, ValueError):
             raise ChatError("Not sent: the connection to the server is lost.")
 
-    def close(self) -> None:
-        """Say that nothing more comes, wait until the server has read all and closed, then close."""
-        self.closing = True    # a mere close, with something unread, sends a reset: that can destroy what was sent
-        with contextlib.suppress(OSError):    # the server may have been faster
-            self.socket.shutdown(socket.SHUT_WR)
-        if self.receive_thread:
-            self.receive_thread.join(CLOSE_TIMEOUT)
-        if not self.receive_thread or not self.receive_thread.is_alive():
-            self.file.close()
-            self.socket.close()
+    def give_up(self):
+        """End an attempt to join that takes too long."""
+        self.incoming.put(ChatError(f"{self.host} port {self.port} says nothing. "
+                                    "Is that a chat server?"))
+        self.cancel()
 
+    def cancel(self):
+        """End an attempt to join, without waiting for anything."""
+        self.closing = True
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
-def enter_room(host: str, port: int, nickname: str) -> ChatClient:
-    """Return a client that is in the room. Raises NicknameRefused or another ChatError."""
-    client = ChatClient(host, port)
-    try:
-        client.connect()
-        client.join(nickname)
-        return client
-    except ChatError:
-        if client.socket:
-            client.close()
-        raise
+    def close(self):
+        """Say that nothing more comes, and wait until the server has read all and closed.
+
+        A mere close, with something unread, sends a reset: that can destroy what was sent last.
+        """
+        self.closing = True
+        if self.socket:
+            with contextlib.suppress(OSError):    # the server may have been faster
+                self.socket.shutdown(socket.SHUT_WR)
+            self.thread.join(CLOSE_TIMEOUT)
 
 
 ################ The terminal
-def chat_in_terminal(host: str, port: int, nickname: str) -> None:
-    """Print what comes and send what is typed, until Ctrl+D, Ctrl+C or /quit. Raises ChatError if it cannot join."""
+def chat_in_terminal(host, port, nickname):
+    """Print what comes, send what is typed until Ctrl+D, Ctrl+C or /quit. Raises ChatError."""
+    if not sys.stdin or not sys.stdout:
+        raise ChatError("--text needs something to read from and something to print to.")
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")    # for what this terminal cannot show
-    client = None
-    try:
-        while not client:
-            try:
-                client = enter_room(host, port, nickname or input("Nickname: "))
-            except NicknameRefused as error:
-                print(error, flush=True)
-                nickname = ""
-        client.start_receiving(functools.partial(print_line, client))
+    client, line = join_in_terminal(host, port, nickname)
+    printer = threading.Thread(target=print_lines, args=(client, line), daemon=True)
+    printer.start()
+    with contextlib.suppress(KeyboardInterrupt):    # Ctrl+C is a way to leave
         for line in sys.stdin:
             if line.rstrip().split(" ")[0] == "/quit":
                 break
@@ -157,279 +182,405 @@ def chat_in_terminal(host: str, port: int, nickname: str) -> None:
                 client.send_message(line.rstrip("\r\n"))
             except ChatError as error:
                 print(error, flush=True)
-    except (EOFError, KeyboardInterrupt):
-        pass    # Ctrl+D (on Windows Ctrl+Z and Enter) and Ctrl+C are ways to leave
-    if client:
-        client.close()
+    client.close()
+    printer.join(CLOSE_TIMEOUT)
 
 
-def print_line(client: ChatClient, line: Optional[str]) -> None:
-    """Print a line; if it is None, end the program, unless it is us who ended the connection."""
-    if line is not None:
+def join_in_terminal(host, port, nickname):
+    """Return a client that is in the room, and the first line from there. Raises ChatError."""
+    while True:
+        client = ChatClient(host, port)
+        client.start(nickname or input("Nickname: "))
+        line = client.incoming.get()
+        if not isinstance(line, ChatError):
+            return client, line
+        if not isinstance(line, NicknameRefused) or not sys.stdin.isatty():
+            raise line    # what comes next in a pipe is no nickname
         print(line, flush=True)
-    elif not client.closing:
-        print("The connection to the server is lost.", flush=True)
-        os._exit(1)    # nothing gentler ends the main thread, which waits for the keyboard
+        nickname = ""
+
+
+def print_lines(client, line):
+    """Print what comes. End the program with the connection, unless it is us who ended it."""
+    with contextlib.suppress(OSError):    # nobody reads it any more, or the disk is full
+        while not isinstance(line, ChatError):
+            print(line, flush=True)
+            line = client.incoming.get()
+        if client.closing:
+            return
+        print(line, flush=True)
+    os._exit(1)    # nothing gentler ends the main thread, which waits for the keyboard
 
 
 ################ The window
-def wrap(text: str, width: int, width_of: Callable[[str], int]) -> List[str]:
-    """Cut text into rows of at most `width` pixels: after spaces, before Chinese or emoji, else anywhere."""
-    rows, indent, start, cut, used = [], "", 0, 0, 0
-    for position, char in enumerate(text):
-        if text[position - 1:position] == " " or unicodedata.east_asian_width(char) in "WF":
-            cut = position    # a row may begin here
-        used += width_of(char)
-        if used > width and position > start:
-            end = cut if cut > start else position
-            rows.append(indent + text[start:end].rstrip())
-            indent, start = " " * 8, end
-            used = sum(map(width_of, indent + text[start:position + 1]))
-    return rows + [indent + text[start:]]
+class ChatWindow:
+    """The window: joined, a line came, send, lost, closed. All of it runs in the GUI thread."""
+    def __init__(self, host, port, nickname):
+        self.root = tkinter.Tk(className="Chat")
+        self.root.withdraw()    # until we are in the room
+        self.client = ChatClient(host, port)    # from which nothing comes yet
+        self.nickname, self.unread, self.state = nickname, 0, ""
+        self.build_widgets()
+        self.process_incoming()
+        self.dialog = JoinDialog(self.root, nickname, host, port, self.start_chat)
+        if nickname:
+            self.dialog.window.withdraw()    # until something is wrong, or takes long
+            self.dialog.join()
+            self.root.after(500, self.dialog.show)
 
+    def start_chat(self, client, nickname, first_line):
+        """We are in the room: show the window."""
+        self.client, self.nickname, self.state = client, nickname, ""
+        self.message_list.add([first_line])
+        self.send_button.configure(text="Send", command=self.send_message)
+        self.root.deiconify()
+        self.entry_field.focus()
 
-class Message:
-    """A line of the chat, and when it came."""
-    def __init__(self, text: str) -> None:
-        self.text, self.time = text, time.strftime("%H:%M")
+    def process_incoming(self):
+        """Show what has come, but not so much that the window stands still. Look again."""
+        try:
+            count = min(LINES_A_TICK, self.client.incoming.qsize())
+            lines = [self.client.incoming.get() for _ in range(count)]
+            if lines and isinstance(lines[-1], ChatError):
+                lines[-1] = f"* {lines[-1]}"
+                self.state = " (connection lost)"
+                self.send_button.configure(text="Reconnect", command=self.reconnect)
+            self.message_list.add(lines)
+            self.unread += sum(not line.startswith("* ") for line in lines)
+            self.update_title()
+        finally:    # only now: where the next look is always due, Tk never redraws
+            self.timer = self.root.after(TICK, self.process_incoming)
+
+    def update_title(self):
+        """Count what nobody has seen: the window has not the focus, or is scrolled up."""
+        if self.root.focus_displayof() and self.message_list.is_at_end():
+            self.unread = 0
+        count = f"({self.unread}) " if self.unread else ""
+        title = f"{count}Chat - {self.nickname}{self.state}"
+        if title != self.root.title():
+            self.root.title(title)
+
+    def send_message(self, event=None):
+        """Send what is in the entry, each line as a message. What cannot be sent stays."""
+        lines = [line for line in self.entry_field.get().splitlines() if line.strip()]
+        try:
+            while lines:
+                if lines[0].split(" ")[0] == "/quit":
+                    self.on_closing()
+                    return
+                self.client.send_message(lines[0], wait=False)
+                if not lines[0].startswith("/"):
+                    self.message_list.add([f"You: {lines[0]}"])
+                del lines[0]
+        except ChatError as error:
+            self.message_list.add([f"* {error}"])
+        self.entry_field.delete(0, "end")
+        self.entry_field.insert(0, "\n".join(lines))
+        self.entry_field.focus()
+        self.message_listbox.see("end")
+
+    def type_on(self, event):
+        """What is typed while the messages have the keyboard goes to the entry."""
+        if event.char and event.char.isprintable():
+            self.entry_field.focus()
+            self.entry_field.insert("insert", event.char)
+            return "break"    # or the Listbox would take the key, too
+
+    def reconnect(self):
+        """Ask again, with what the dialog held before. If it is there already, show it."""
+        if self.dialog.window.winfo_exists():
+            self.dialog.show()
+        else:
+            self.dialog = JoinDialog(self.root, self.nickname, self.client.host,
+                                     self.client.port, self.start_chat)
+
+    def on_closing(self):
+        """Close the window at once, then the connection, so that the last message arrives."""
+        self.root.after_cancel(self.timer)
+        self.root.destroy()
+        self.client.close()
+
+    def build_widgets(self):
+        """Lay out the messages, which grow with the window, over the entry and the button."""
+        self.root.minsize(360, 240)
+        self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
+        set_habits(self.root)
+        frame = ttk.Frame(self.root, padding=8)
+        frame.pack(fill="both", expand=True)
+        frame.columnconfigure(0, weight=1)
+        frame.rowconfigure(0, weight=1)
+        self.message_listbox = tkinter.Listbox(
+            frame, width=60, height=20, font="TkTextFont", activestyle="none",
+            selectmode="extended", exportselection=False)
+        self.message_list = MessageList(self.message_listbox, ttk.Scrollbar(frame))
+        self.entry_field = ttk.Entry(frame, font="TkTextFont")
+        self.send_button = ttk.Button(frame)
+        self.message_listbox.grid(row=0, column=0, columnspan=2, sticky="nsew")
+        self.message_list.scrollbar.grid(row=0, column=2, sticky="ns")
+        self.entry_field.grid(row=1, column=0, sticky="ew", pady=(8, 0))
+        self.send_button.grid(row=1, column=1, columnspan=2, padx=(8, 0), pady=(8, 0))
+        self.entry_field.bind("<Return>", self.send_message)
+        self.entry_field.bind("<KP_Enter>", self.send_message)
+        turn_page = self.message_listbox.yview_scroll
+        self.entry_field.bind("<Prior>", lambda event: turn_page(-1, "pages"))    # Page Up
+        self.entry_field.bind("<Next>", lambda event: turn_page(1, "pages"))      # Page Down
+        self.message_listbox.bind("<Key>", self.type_on)
 
 
 class JoinDialog:
-    """Asks for nickname, server and port until the server lets us in, then calls on_joined(client, nickname)."""
-    def __init__(self, root: "tkinter.Tk", nickname: str, host: str, port: int, on_joined: Callable) -> None:
+    """Asks for nickname, server and port until we are in a room, then calls on_joined."""
+    def __init__(self, root, nickname, host, port, on_joined):
         self.root, self.on_joined = root, on_joined
-        self.window = tkinter.Toplevel(root)
+        self.client = None    # while it connects
+        self.build_widgets({"Nickname": nickname, "Server": host, "Port": port})
+
+    def join(self, event=None):
+        """Try what the fields hold, unless that is being tried already."""
+        nickname, host, port = [field.get().strip() for field in self.fields]
+        if self.client:
+            return
+        if not host:
+            self.status_label["text"] = "The server is empty: type its name or address."
+        elif not port.isdecimal() or not 1 <= int(port) <= 65535:
+            self.status_label["text"] = "A port is a number from 1 to 65535."
+        else:
+            self.status_label["text"] = "Connecting\u2026"
+            self.join_button.state(["disabled"])
+            self.client = ChatClient(host, int(port))
+            self.client.start(nickname)
+            self.look(nickname)
+
+    def look(self, nickname):
+        """Look, again and again, whether there is an answer: this thread waits for nothing."""
+        if self.client.incoming.empty():
+            self.timer = self.root.after(TICK, self.look, nickname)
+            return
+        client, self.client = self.client, None
+        line = client.incoming.get()
+        if not isinstance(line, ChatError):
+            self.window.destroy()
+            self.on_joined(client, nickname, line)
+            return
+        self.status_label["text"] = line
+        self.join_button.state(["!disabled"])
+        self.show()
+        if isinstance(line, NicknameRefused):    # so that one types over it
+            self.fields[0].focus()
+            self.fields[0].selection_range(0, "end")
+
+    def show(self):
+        """Bring the dialog to the front, if it is still there."""
+        if self.window.winfo_exists():
+            self.window.deiconify()
+            self.window.lift()
+            self.fields[0].focus()
+
+    def cancel(self, event=None):
+        """Give up at once, and end the program if there is no chat behind the dialog."""
+        if self.client:
+            self.root.after_cancel(self.timer)
+            self.client.cancel()
+        self.window.destroy()
+        if self.root.state() == "withdrawn":
+            self.root.destroy()
+
+    def build_widgets(self, values):
+        """Lay out a field for each value, a line for what is wrong, and the button."""
+        self.window = tkinter.Toplevel(self.root)
         self.window.title("Join the chat")
         self.window.resizable(False, False)
         form = ttk.Frame(self.window, padding=16)
         form.grid()
         self.fields = []
-        for row, (label, value) in enumerate((("Nickname", nickname), ("Server", host), ("Port", port))):
-            ttk.Label(form, text=label).grid(row=row, column=0, sticky="w", padx=(0, 12), pady=4)
-            self.fields.append(ttk.Entry(form, width=32, font="TkTextFont"))
-            self.fields[row].insert(0, value)
-            self.fields[row].grid(row=row, column=1, pady=4)
-        self.status_label = ttk.Label(form, wraplength=400)
-        self.status_label.grid(row=3, column=0, columnspan=2, sticky="w", pady=8)
-        ttk.Button(form, text="Join", command=self.join).grid(row=4, column=1, sticky="e")
+        for row, name in enumerate(values):
+            field = ttk.Entry(form, width=32, font="TkTextFont")
+            field.insert(0, values[name])
+            field.grid(row=row, column=1, pady=4)
+            ttk.Label(form, text=name).grid(row=row, column=0, sticky="w", padx=(0, 12))
+            self.fields.append(field)
+        self.status_label = ttk.Label(form, wraplength="11c")
+        self.status_label.grid(row=3, columnspan=2, sticky="w", pady=8)
+        self.join_button = ttk.Button(form, text="Join", command=self.join)
+        self.join_button.grid(row=4, column=1, sticky="e")
         self.window.bind("<Return>", self.join)
         self.window.bind("<KP_Enter>", self.join)
         self.window.bind("<Escape>", self.cancel)
         self.window.protocol("WM_DELETE_WINDOW", self.cancel)
         self.fields[0].focus()
 
-    def join(self, event: object = None) -> None:
-        """Try what the fields hold, and say in the dialog what is wrong with it."""
-        nickname, host, port = (field.get().strip() for field in self.fields)
-        self.status_label["text"] = "Connecting\u2026"
-        self.window.update_idletasks()    # shows it: nothing else is shown until enter_room is done
-        try:
-            if port not in map(str, range(1, 65536)):
-                raise ChatError("A port is a number from 1 to 65535.")
-            client = enter_room(host, int(port), nickname)
-        except ChatError as error:
-            self.status_label["text"] = error
-            self.window.deiconify()
-        else:
-            self.window.destroy()
-            self.on_joined(client, nickname)
 
-    def cancel(self, event: object = None) -> None:
-        """Give up, and end the program if there is no chat behind the dialog."""
-        self.window.destroy()
-        if self.root.state() == "withdrawn":
-            self.root.destroy()
+class Message:
+    """A line of the chat, and when it came."""
+    def __init__(self, text: str):
+        self.text, self.time = text, time.strftime("%H:%M  ")
 
 
-class ChatWindow:
-    """The window. All of this runs in the GUI thread; a queue brings what the receiving thread hears."""
-    def __init__(self, host: str, port: int, nickname: str) -> None:
-        self.root = tkinter.Tk()
-        self.root.withdraw()    # until we are in the room
-        self.root.minsize(360, 240)
-        self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
-        if self.root.tk.call("tk", "windowingsystem") == "x11":
-            ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
-        text_font = font.nametofont("TkTextFont")
-        text_font.configure(size=13)    # for the projector
-        self.width_of = functools.lru_cache(maxsize=None)(text_font.measure)    # to ask Tk each time takes long
-        self.messages = []      # of Message
-        self.rows = []          # for each row of the Listbox, the Message that it is part of
-        self.unread, self.nickname = 0, nickname
-        self.client = self.rewrap_timer = None
-        self.incoming = queue.Queue()
-        self.build_widgets()
-        self.process_incoming()
-        self.dialog = JoinDialog(self.root, nickname, host, port, self.start_chat)
-        if nickname:
-            self.dialog.window.withdraw()    # until there is something wrong
-            self.root.after(0, self.dialog.join)
+class MessageList:
+    """The messages in a Listbox: wrapped, the newest in sight, the oldest forgotten."""
+    COLOURS = {"You:": "#1f78cc", "*": "#388538"}    # 4.5 on white and on black (WCAG contrast)
+    BORDER = 12    # pixels of the Listbox that no text can use
 
-    def build_widgets(self) -> None:
-        """Lay out the messages, which grow with the window, over the entry and the button."""
-        frame = ttk.Frame(self.root, padding=8)
-        frame.pack(fill="both", expand=True)
-        frame.columnconfigure(0, weight=1)
-        frame.rowconfigure(0, weight=1)
-        scrollbar = ttk.Scrollbar(frame)
-        self.message_listbox = tkinter.Listbox(frame, width=60, height=20, font="TkTextFont", activestyle="none",
-                                               selectmode="extended", exportselection=False,
-                                               yscrollcommand=scrollbar.set)
-        scrollbar.configure(command=self.message_listbox.yview)
-        self.entry_field = ttk.Entry(frame, font="TkTextFont")
-        self.send_button = ttk.Button(frame)
-        self.message_listbox.grid(row=0, column=0, columnspan=2, sticky="nsew")
-        scrollbar.grid(row=0, column=2, sticky="ns")
-        self.entry_field.grid(row=1, column=0, sticky="ew", pady=(8, 0))
-        self.send_button.grid(row=1, column=1, columnspan=2, padx=(8, 0), pady=(8, 0))
-        self.entry_field.bind("<Return>", self.send_message)
-        self.entry_field.bind("<KP_Enter>", self.send_message)
-        self.message_listbox.bind("<<Copy>>", self.copy_messages)    # Ctrl+C, on macOS Cmd+C
-        self.message_listbox.bind("<Configure>", self.on_resize)
-        self.width = self.message_listbox.winfo_reqwidth()
+    def __init__(self, listbox, scrollbar):
+        self.listbox, self.scrollbar = listbox, scrollbar
+        self.messages = []
+        self.rows = []    # for each row of the Listbox, the Message that it is part of
+        self.following = True    # the newest message is in sight
+        self.rewrap_timer = None
+        self.width = listbox.winfo_reqwidth()
+        measure = font.nametofont("TkTextFont").measure
+        self.width_of = functools.lru_cache(maxsize=None)(measure)    # asking Tk takes long
+        scrollbar.configure(command=listbox.yview)
+        listbox.configure(yscrollcommand=self.on_scroll)
+        listbox.bind("<Configure>", self.on_resize)
+        listbox.bind("<<Copy>>", self.copy)    # Ctrl+C, on macOS Cmd+C
 
-    def start_chat(self, client: ChatClient, nickname: str) -> None:
-        """We are in the room: receive, and show the window."""
-        self.client, self.nickname = client, nickname
-        client.start_receiving(self.incoming.put)    # a thread may fill a queue, but not touch a widget
-        self.send_button.configure(text="Send", command=self.send_message)
-        self.root.deiconify()
-        self.entry_field.focus()
+    def is_at_end(self):
+        """Return whether the newest message is in sight."""
+        return self.listbox.yview()[1] == 1
 
-    def process_incoming(self) -> None:
-        """Show what has come, again and again, but never so much at once that the window stands still."""
-        self.timer = self.root.after(TICK, self.process_incoming)
-        lines = []
-        while len(lines) < LINES_A_TICK and not self.incoming.empty():
-            lines.append(self.incoming.get())
-        if None in lines:
-            self.client.close()
-            self.send_button.configure(text="Reconnect", command=self.reconnect)
-            lines[-1] = "* The connection to the server is lost."
-        self.show(lines)
-        self.following = self.message_listbox.yview()[1] == 1    # the newest message is in sight
-        self.unread += sum(not line.startswith("* ") for line in lines)
-        if self.root.focus_displayof():
-            self.unread = 0
-        title = f"({self.unread}) Chat - {self.nickname}" if self.unread else f"Chat - {self.nickname}"
-        if title != self.root.title():
-            self.root.title(title)
-
-    def show(self, lines: List[str]) -> None:
-        """Add lines at the end, and drop the oldest beyond MAX_MESSAGES. Stay at the end if it was in sight."""
-        following = self.message_listbox.yview()[1] == 1
+    def add(self, lines: List[str]):
+        """Show lines at the end, and stay at the end if it was in sight."""
+        following = self.is_at_end()
         messages = [Message(line) for line in lines]
         self.messages += messages
         self.insert_rows(messages)
-        if len(self.messages) > MAX_MESSAGES:
-            del self.messages[:-MAX_MESSAGES]
-            count = self.rows.index(self.messages[0])
-            del self.rows[:count]
-            self.message_listbox.delete(0, count - 1)
+        self.forget_oldest()
         if following:
-            self.message_listbox.see("end")
+            self.listbox.see("end")
 
-    def insert_rows(self, messages: List[Message]) -> None:
-        """Wrap messages and add their rows to the Listbox, own messages and notices in their colours."""
+    def forget_oldest(self):
+        """Keep at most MAX_MESSAGES messages, and MAX_TEXT characters in them."""
+        size = sum(len(message.text) for message in self.messages)
+        count = 0
+        while len(self.messages) - count > MAX_MESSAGES or size > MAX_TEXT:
+            size -= len(self.messages[count].text)
+            count += 1
+        if count:
+            del self.messages[:count]
+            gone = self.rows.index(self.messages[0])
+            del self.rows[:gone]
+            self.listbox.delete(0, gone - 1)
+
+    def insert_rows(self, messages):
+        """Wrap messages and add their rows, the second and later ones below the text."""
         for message in messages:
-            rows = wrap(f"{message.time}  {message.text}", self.width - 12, self.width_of)
-            self.message_listbox.insert("end", *rows)
-            colour = COLOURS.get(message.text.partition(" ")[0])
-            if colour:
-                for index in range(len(self.rows), len(self.rows) + len(rows)):
-                    self.message_listbox.itemconfigure(index, foreground=colour)
+            indent = " " * round(self.width_of(message.time) / self.width_of(" "))
+            width = self.width - self.BORDER - self.width_of(message.time)
+            rows = wrap(message.text, width, self.width_of)
+            rows = [message.time + rows[0]] + [indent + row for row in rows[1:]]
+            self.listbox.insert("end", *rows)
+            colour = self.COLOURS.get(message.text.split(" ")[0])
+            for index in range(len(self.rows), len(self.rows) + len(rows)):
+                if colour:
+                    self.listbox.itemconfigure(index, foreground=colour)
             self.rows += [message] * len(rows)
+        if not self.listbox.curselection():
+            self.listbox.activate("end")    # where the arrow keys start
 
-    def on_resize(self, event: "tkinter.Event") -> None:
-        """Keep the newest message in sight, and wrap again when the width has stayed the same for a moment."""
+    def on_scroll(self, first, last):
+        """Move the scrollbar, and remember whether the newest message is in sight."""
+        self.scrollbar.set(first, last)
+        self.following = float(last) == 1
+
+    def on_resize(self, event):
+        """Keep the newest in sight. Wrap again when the width is the same for a moment."""
         if self.following:
-            self.message_listbox.see("end")
+            self.listbox.see("end")
         if event.width != self.width:
             self.width = event.width
             if self.rewrap_timer:
-                self.root.after_cancel(self.rewrap_timer)
-            self.rewrap_timer = self.root.after(100, self.rewrap)
+                self.listbox.after_cancel(self.rewrap_timer)
+            self.rewrap_timer = self.listbox.after(100, self.rewrap)
 
-    def rewrap(self) -> None:
-        """Wrap all messages to the new width. What was on top stays on top, unless the end was in sight."""
-        top = self.rows[self.message_listbox.nearest(0)] if self.rows else None
-        self.rows.clear()
-        self.message_listbox.delete(0, "end")
-        self.insert_rows(self.messages)
-        self.message_listbox.yview("end" if self.following or not top else self.rows.index(top))
+    def rewrap(self):
+        """Wrap all messages again. What was on top stays there, unless the end was in sight."""
+        if self.rows:
+            following, top = self.is_at_end(), self.rows[self.listbox.nearest(0)]
+            self.rows.clear()
+            self.listbox.delete(0, "end")
+            self.insert_rows(self.messages)
+            self.listbox.yview("end" if following else self.rows.index(top))
 
-    def send_message(self, event: object = None) -> None:
-        """Send what is in the entry, a message for each line. What cannot be sent stays there."""
-        lines = [line for line in self.entry_field.get().splitlines() if line.strip()]
-        try:
-            while lines:
-                if not self.client.closing and not select.select([], [self.client.socket], [], 0)[1]:
-                    raise ChatError("Not sent: the server does not listen. Try again.")    # rather than wait for it
-                self.client.send_message(lines[0])
-                if not lines[0].startswith("/"):
-                    self.show([f"You: {lines[0]}"])
-                if lines.pop(0).split(" ")[0] == "/quit":
-                    return self.on_closing()
-        except ChatError as error:
-            self.show([f"* {error}"])
-        self.entry_field.delete(0, "end")
-        self.entry_field.insert(0, "\n".join(lines))
-        self.message_listbox.see("end")
+    def copy(self, event):
+        """Copy the messages that the selected rows are part of, whole, without the wrapping."""
+        chosen = []
+        for index in self.listbox.curselection():
+            if self.rows[index] not in chosen[-1:]:    # not yet: its rows follow each other
+                chosen.append(self.rows[index])
+        if chosen:
+            self.listbox.clipboard_clear()
+            self.listbox.clipboard_append("\n".join(message.text for message in chosen))
 
-    def copy_messages(self, event: object) -> None:
-        """Copy the messages that the selected rows are part of, whole and without the wrapping."""
-        messages = dict.fromkeys(self.rows[index] for index in self.message_listbox.curselection())
-        if messages:
-            self.root.clipboard_clear()
-            self.root.clipboard_append("\n".join(message.text for message in messages))
 
-    def reconnect(self) -> None:
-        """Ask again, unless the dialog is there already, with what it held before."""
-        if not self.dialog.window.winfo_exists():
-            self.dialog = JoinDialog(self.root, self.nickname, self.client.host, self.client.port, self.start_chat)
+WIDE = "\u2e80-\uffef\U0001f000-\U0003ffff"    # Chinese, Japanese, Korean, emoji
+WORD = re.compile(f"[{WIDE}]|[^{WIDE} ]* ?")    # one of these, or a word and the space after it
 
-    def on_closing(self) -> None:
-        """Close the window at once, then the connection, so that the last message arrives."""
-        self.root.after_cancel(self.timer)
-        self.root.destroy()
-        if self.client:
-            self.client.close()
+
+def wrap(text: str, width: int, width_of) -> List[str]:
+    """Cut text into rows of at most `width` pixels: between words, else anywhere."""
+    rows, room = [""], width    # room: what is left of the last row
+    for word in WORD.findall(text):
+        too_long = sum(map(width_of, word)) > width
+        for piece in word if too_long else [word]:    # letter by letter, or as a whole
+            piece_width = sum(map(width_of, piece))
+            if piece_width > room:
+                rows.append("")
+                room = width
+            rows[-1] += piece
+            room -= piece_width
+    return rows
+
+
+def set_habits(root):
+    """Let letters be large, Enter press the button that has the keyboard, and Ctrl+A select."""
+    font.nametofont("TkTextFont").configure(size=13)    # for the projector
+    root.bind_class("TButton", "<Return>", lambda event: event.widget.invoke())
+    if root.tk.call("tk", "windowingsystem") == "x11":
+        ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
+        root.event_delete("<<LineStart>>", "<Control-a>")
+        root.event_add("<<SelectAll>>", "<Control-a>")
 
 
 ################ The program
-def open_window(host: str, port: int, nickname: str) -> None:
-    """Import Tkinter, which only the window needs, and run the window."""
-    global tkinter, font, ttk
+def open_window(host, port, nickname):
+    """Run the window. Raises ChatError if there is no Tkinter or no screen."""
+    if tkinter is None:
+        raise ChatError("This Python has no Tkinter, which the window needs (Debian, Ubuntu: "
+                        "sudo apt install python3-tk). Or: python chat_client.py --text")
+    if sys.platform == "win32":
+        with contextlib.suppress(ImportError, AttributeError, OSError):    # an old Windows
+            import ctypes
+            ctypes.OleDLL("shcore").SetProcessDpiAwareness(1)    # or letters are blurred
     try:
-        import tkinter
-        from tkinter import font, ttk
         window = ChatWindow(host, port, nickname)
-    except ImportError:
-        sys.exit("This Python has no Tkinter, which the window needs (Debian, Ubuntu: sudo apt install python3-tk). "
-                 "The terminal does not need it: python chat_client.py --text")
     except tkinter.TclError as error:
-        sys.exit(f"There is no screen for a window: {error}. "
-                 "The terminal does not need one: python chat_client.py --text")
-    signal.signal(signal.SIGINT, lambda *_: window.root.after(0, window.on_closing))    # Ctrl+C in the terminal
+        raise ChatError(f"There is no screen for a window: {error}. "
+                        "Without one: python chat_client.py --text")
+    signal.signal(signal.SIGINT, lambda *_: window.root.after(0, window.on_closing))    # Ctrl+C
     window.root.mainloop()
 
 
-def main() -> None:
+def main():
     """Read the options, and chat in a window or in the terminal."""
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--host", default=HOST, help="name or address of the computer that the server runs on")
-    parser.add_argument("--port", type=int, default=PORT, help="port that the server listens on")
-    parser.add_argument("--nickname", default="", help="what to be called; without it you are asked")
-    parser.add_argument("--text", action="store_true", help="chat in the terminal, without a window")
+    parser.add_argument("--host", default=HOST, help="name or address of the server's computer")
+    parser.add_argument("--port", type=int, default=PORT, help="the server's port")
+    parser.add_argument("--nickname", default="", help="what to be called; else you are asked")
+    parser.add_argument("--text", action="store_true", help="chat in the terminal")
     args = parser.parse_args()
     if not 1 <= args.port <= 65535:
         parser.error("a port is a number from 1 to 65535")
     try:
-        (chat_in_terminal if args.text else open_window)(args.host, args.port, args.nickname)
+        if args.text:
+            chat_in_terminal(args.host, args.port, args.nickname)
+        else:
+            open_window(args.host, args.port, args.nickname)
     except ChatError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        pass    # Ctrl+C once more, while the connection closes
+    except (EOFError, KeyboardInterrupt):
+        pass    # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C instead of a nickname
+    except OSError:
+        os._exit(1)    # the input or the output is broken: there is nobody to tell
 
 
 if __name__ == "__main__":

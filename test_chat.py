@@ -1,21 +1,23 @@
-"""What the chat does, as tests: they read like a specification, and use real sockets and real processes.
+"""What the chat does, as tests: they read like a specification, and use real sockets and real
+processes.
 
 Run them:   python -m unittest                  (all of them, in this folder)
             python -m unittest -k nickname      (those whose name holds a word)
 
-Nothing is waited for with a bare sleep: whatever is expected has DEADLINE seconds to come. To know
-that something does not come, a later line is sent as a marker, and all that is heard until then is compared.
-The window is a real one too: without Tkinter or a screen its tests are skipped (Linux: xvfb-run python -m unittest).
+Nothing is waited for with a bare sleep: whatever is expected has DEADLINE seconds to come. To
+know that something does not come, a later line is sent as a marker, and all that is heard until
+then is compared. The window is a real one, too: without Tkinter or a screen its tests are
+skipped (Linux: xvfb-run python -m unittest).
 """
 import ast
 import collections
+import contextlib
 import doctest
 import faulthandler
 import functools
 import gc
 import os
 import queue
-import random
 import re
 import shutil
 import signal
@@ -27,6 +29,7 @@ import tempfile
 import threading
 import time
 import traceback
+import unicodedata
 import unittest
 from unittest import mock
 
@@ -42,29 +45,35 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HOST = "127.0.0.1"
 DEADLINE = 10      # seconds that anything expected may take
 PROMPT = "NICK Choose a nickname."
+ONLINE = "* Online (2): Ada, Grace"
 TOO_LONG = "* Not sent: a message may have at most 4096 bytes."
+TIME_IS_UP = "* No nickname came within 0.2 seconds."
+WHO = "Ada > /who\nAda < * Online (1): Ada"    # what ChatTest.play makes of it: Ada is alone
 STOPPED = "* The server has stopped."
 END = ""           # what Visitor.line returns when the server has closed the connection
+LINUX = sys.platform == "linux"
 posix_only = unittest.skipUnless(os.name == "posix", "Windows has no such signals")
-proc_only = unittest.skipUnless(os.path.exists("/proc/self/status"), "needs Linux: /proc tells how much memory is used")
+linux_only = unittest.skipUnless(LINUX, "Linux alone tells in /proc what a process uses")
 limits_only = unittest.skipUnless(resource, "Windows cannot limit the number of open files")
 
 
 def setUpModule():
+    # A script that runs the tests in its background has them ignore Ctrl+C, and the programs
+    # that they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if resource:    # macOS allows 256 open files by default; 300 visitors need more
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 2048 if hard == resource.RLIM_INFINITY else min(2048, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(ValueError):    # so many are not allowed
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
 
 
 ################ Helpers
-def wait_until(condition):
-    """Return once condition() is true; fail if it does not become so."""
+def wait_until(condition, problem=lambda: "what was waited for did not happen"):
+    """Return once condition() is true. If it does not become so, fail and say problem()."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError("what was waited for did not happen")
+            raise AssertionError(problem())
         time.sleep(0.005)
 
 
@@ -72,6 +81,13 @@ def memory(pid, field="VmRSS"):
     """Return how much memory a process uses now, in KiB; VmHWM: the most that it ever used."""
     with open(f"/proc/{pid}/status") as status:
         return int(re.search(field + r":\s+(\d+) kB", status.read()).group(1))
+
+
+def processor_time(pid):
+    """Return how many seconds a process has computed until now."""
+    with open(f"/proc/{pid}/stat") as stat:
+        ticks = map(int, stat.read().rpartition(")")[2].split()[11:13])
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def in_threads(function, arguments):
@@ -91,6 +107,7 @@ class Visitor:
     def __init__(self, port, host=HOST):
         self.socket = socket.create_connection((host, port), timeout=DEADLINE)
         self.reader = self.socket.makefile("rb")
+        self.heard = collections.deque(maxlen=5)    # the last few lines
 
     def send(self, *lines):
         self.send_bytes("".join(line + "\n" for line in lines).encode())
@@ -98,39 +115,40 @@ class Visitor:
     def send_bytes(self, data):
         self.socket.sendall(data)
 
-    def line(self):
+    def line(self, expected="another line"):
         """Return the next line without its ending, or END."""
         try:
-            line = self.reader.readline()
-        except (ConnectionResetError, ConnectionAbortedError):
+            line = self.reader.readline().decode()
+        except ConnectionError:
             return END
-        if line and not line.endswith(b"\n"):
+        except OSError:    # the time is up; once it was, Python reads no more from a socket
+            raise AssertionError(f"Nothing came within {DEADLINE} seconds. Expected: "
+                                 f"{expected!r}. Heard before: {list(self.heard)}") from None
+        if line and not line.endswith("\n"):
             raise AssertionError(f"a line without an ending: {line!r}")
-        return line.decode()[:-1]
+        self.heard.append(line[:-1])
+        return line[:-1]
 
     def lines_until(self, last):
         """Return all lines up to and including this one."""
-        lines = [self.line()]
-        while lines[-1] != last:
-            if lines[-1] == END:
-                raise AssertionError(f"the connection ended; {last!r} did not come, but {lines[-9:-1]}")
-            lines.append(self.line())
+        lines = []
+        while lines[-1:] != [last]:
+            if lines[-1:] == [END]:
+                raise AssertionError(f"The connection ended. Expected: {last!r}. "
+                                     f"Heard before: {lines[-9:-1]}")
+            lines.append(self.line(last))
         return lines
 
     def expect(self, *lines):
         """Assert that exactly these lines come next."""
-        self.check.assertEqual([self.line() for _ in lines], list(lines))
-
-    def expect_refusal(self):
-        """Assert that the nickname is refused, with a reason."""
-        self.check.assertRegex(self.line(), r"^NICK \S.*\S$")
+        self.check.assertEqual([self.line(line) for line in lines], list(lines))
 
     def join(self, nickname):
         """Go into the room under this nickname."""
         self.expect(PROMPT)
         self.send(nickname)
         self.expect(f"* Welcome, {nickname}!")
-        self.check.assertRegex(self.line(), r"^\* Online \(\d+\): (.*, )?" + re.escape(nickname) + "$")
+        self.check.assertRegex(self.line(), rf"^\* Online .*[ :]{re.escape(nickname)}$")
 
     def finish(self):
         """Say that nothing more will be sent; what comes can still be heard."""
@@ -142,7 +160,8 @@ class Visitor:
 
     def reset(self):
         """Vanish without a goodbye: SO_LINGER with 0 seconds sends a reset."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii" if os.name == "posix" else "hh", 1, 0))
+        linger = struct.pack("ii" if os.name == "posix" else "hh", 1, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close()
 
 
@@ -153,15 +172,15 @@ class ServerProcess:
     `checks`: Python's own, which show what is not closed, but take memory too.
     """
     def __init__(self, *options, setup="", paused=False, checks=True, folder=HERE):
-        python = [sys.executable, "-X", "dev", "-W", "error"] if checks else [sys.executable]
-        start = ["-c", f"{setup}\nimport chat_server\nchat_server.main()"] if setup else ["chat_server.py"]
+        python = [sys.executable, *["-X", "dev", "-W", "error"] * checks]
+        start = ["chat_server.py"]
+        if setup:
+            start = ["-c", f"import chat_server\n{setup}\nchat_server.main()"]
         self.process = subprocess.Popen(
             [*python, *start, "--port", "0", *options], cwd=folder,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
-            env={**os.environ, "PYTHONUNBUFFERED": ""})    # what it does not flush must not come
-        self.watchdog = threading.Timer(60, self.process.kill)    # so that no test waits for ever
-        self.watchdog.daemon = True
-        self.watchdog.start()
+            # What it does not flush must not come.
+            env={**os.environ, "PYTHONUNBUFFERED": ""})
         self.log = ""
         self.log_thread = threading.Thread(target=self.read_log)
         self.greeting = [self.process.stdout.readline() for _ in range(2)]
@@ -169,8 +188,7 @@ class ServerProcess:
         if not paused or not found:
             self.log_thread.start()
         if not found:
-            self.process.kill()
-            self.log_thread.join()
+            self.kill()
             raise AssertionError(f"The server did not start: {self.greeting} {self.log}")
         self.host, self.port = found.group(1), int(found.group(2))
 
@@ -178,24 +196,30 @@ class ServerProcess:
         for line in self.process.stderr:
             self.log += line
 
-    def stop(self):
-        """Stop it as Ctrl+C does, and assert that it ends as it should. Return how many seconds that took."""
+    def wait_for_log(self, text):
+        wait_until(lambda: text in self.log, lambda: f"{text!r} is not in the log: {self.log}")
+
+    def stop(self, number=signal.SIGINT):
+        """Stop it as Ctrl+C does, or by another signal, and assert that it ends as it should.
+
+        Return how many seconds that took.
+        """
         if self.process.returncode is not None:
             return 0
         if not self.log_thread.ident:    # nobody has read the log until now
             self.log_thread.start()
         started = time.monotonic()
         if os.name == "posix":
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
         else:
             self.process.terminate()
         try:
-            self.process.wait(DEADLINE)
+            status = self.process.wait(DEADLINE)
         finally:
             seconds = time.monotonic() - started
             self.kill()
-        if (os.name == "posix" and self.process.returncode != 0) or "Traceback" in self.log or "Warning" in self.log:
-            raise AssertionError(f"The server ended with status {self.process.returncode}: {self.log}")
+        if os.name == "posix" and status or re.search("Traceback|Warning", self.log):
+            raise AssertionError(f"The server ended with status {status}: {self.log}")
         return seconds
 
     def kill(self):
@@ -203,8 +227,6 @@ class ServerProcess:
         self.process.kill()
         self.process.wait()
         self.log_thread.join()
-        self.watchdog.cancel()
-        self.watchdog.join()
         self.process.stdout.close()
         self.process.stderr.close()
 
@@ -214,27 +236,36 @@ class ChatTest(unittest.TestCase):
     maxDiff = None
 
     def setUp(self):
-        faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)    # if a test hangs, show where
+        # If a test hangs, show where.
+        faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
         self.addCleanup(faulthandler.cancel_dump_traceback_later)
-        crashes = []    # an error that ends a thread of the server fails the test that caused it
-        patcher = mock.patch("threading.excepthook", lambda args: crashes.append(repr(args.exc_value)))
-        patcher.start()
+        crashes = []    # an error that ends a thread of the server fails its test
         self.addCleanup(self.assertEqual, crashes, [], "a thread crashed")
+        self.patch(threading, "excepthook", lambda args: crashes.append(repr(args.exc_value)))
+
+    def patch(self, where, name, value):
+        """Give something another value for this test."""
+        patcher = mock.patch.object(where, name, value)
+        patcher.start()
         self.addCleanup(patcher.stop)
 
     def start_server(self, host=HOST, rate=0):
-        """Start a server in this process. Without a rate, a visitor may say as much as it likes."""
+        """Start a server in this process. Without a rate, one may say as much as one likes."""
         server = chat_server.ChatServer(host, 0, rate)
-        server.start()
-        server.accept_thread = threading.Thread(target=server.accept_connections)
-        server.accept_thread.start()
+        self.run_server(server)
         self.addCleanup(self.stop_server, server)
         return server
 
+    def run_server(self, server):
+        server.start()
+        server.accept_thread = threading.Thread(target=server.accept_connections)
+        server.accept_thread.start()
+
     def stop_server(self, server):
-        if not server.stopping:
-            server.stopping = True
-            socket.create_connection((server.host, server.port), DEADLINE).close()    # ends the wait in accept
+        if server.accepting:
+            server.accepting = False
+            # This ends the wait in accept.
+            socket.create_connection((server.host, server.port), DEADLINE).close()
             server.accept_thread.join()
             server.stop()
 
@@ -260,11 +291,55 @@ class ChatTest(unittest.TestCase):
             for visitor in visitors:
                 visitor.expect(f"* {nickname} joined")
             visitors.append(newcomer)
+        self.people = dict(zip(nicknames, visitors))
         return visitors
 
     def room(self, *nicknames, rate=0):
         """Start a server in this process and return visitors who are in its room."""
-        return self.fill_room(self.start_server(rate=rate), *nicknames)
+        self.server = self.start_server(rate=rate)
+        return self.fill_room(self.server, *nicknames)
+
+    def newcomer(self, nickname=""):
+        """Return one more visitor, who is in the room, or has been asked for a nickname."""
+        self.people[nickname] = visitor = self.visit(self.server, nickname)
+        if not nickname:
+            visitor.expect(PROMPT)
+        return visitor
+
+    def play(self, dialogue):
+        """Let those in the room talk.
+
+        `Ada > one|two` sends two lines in one packet, `Ada < one|two` asserts that Ada hears
+        them next, and `Ada <` that the server has closed her connection.
+        """
+        for step in dialogue.strip().splitlines():
+            name, sign, text = re.match(r" *(\w+) ([<>]) ?(.*)", step).groups()
+            lines = text.split("|")
+            if sign == ">":
+                self.people[name].send(*lines)
+            else:
+                self.people[name].expect(*lines)
+
+    def client(self, nickname):
+        """Return what the server in this process knows one of its visitors by."""
+        with self.server.lock:    # a thread of a client may be faster than its entry
+            clients = self.server.connected_clients
+            return next(client for client in clients if client.nickname == nickname)
+
+    def keep_sending(self, visitor, data):
+        """Let a thread send these bytes again and again, until the connection ends."""
+        def send():
+            with contextlib.suppress(OSError):
+                while True:
+                    visitor.send_bytes(data)
+
+        def end():
+            with contextlib.suppress(OSError):    # it has ended already
+                visitor.socket.shutdown(socket.SHUT_RDWR)
+        thread = threading.Thread(target=send)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(end)
 
 
 ################ The protocol: lines
@@ -273,603 +348,381 @@ class LinesTest(ChatTest):
         super().setUp()
         self.ada, self.grace = self.room("Ada", "Grace")
 
-    def assert_heard(self, data, *lines):
-        """Assert that Grace hears exactly these lines when Ada sends these bytes."""
-        self.ada.send_bytes(data + b"marker\n")
-        self.grace.expect(*lines, "Ada: marker")
+    def assert_heard(self, sent, *heard):
+        """Assert that Grace hears exactly this from Ada when Ada sends these bytes."""
+        self.ada.send_bytes(sent + b"marker\n")
+        lines = self.grace.lines_until("Ada: marker")
+        self.assertEqual(lines[:-1], [f"Ada: {text}" for text in heard])
 
-    def test_a_message_goes_to_everybody_else(self):
-        self.ada.send("hello")
-        self.grace.expect("Ada: hello")
-        self.grace.send("good morning")
-        self.ada.expect("Grace: good morning")
+    def send_pieces(self, *pieces):
+        """Let Ada send these bytes in packets of their own, of which Grace hears nothing."""
+        for piece in pieces:
+            self.ada.send_bytes(piece)
+            # This gives the server the time to read the piece.
+            self.play(f"Grace > /who\nGrace < {ONLINE}")
 
     def test_a_sender_does_not_hear_itself(self):
-        self.ada.send("hello")
-        self.grace.expect("Ada: hello")
-        self.ada.send("/who")
-        self.ada.expect("* Online (2): Ada, Grace")
+        self.play("""
+            Ada > hello
+            Grace < Ada: hello
+            Grace > good morning
+            Ada < Grace: good morning""")
 
     def test_two_lines_in_one_packet_are_two_messages(self):
-        self.assert_heard(b"one\ntwo\n", "Ada: one", "Ada: two")
+        self.assert_heard(b"one\ntwo\r\nthree\n", "one", "two", "three")    # a \r goes
 
-    def test_a_message_may_come_in_several_packets(self):
-        for piece in (b"he", b"ll", b"o"):
-            self.ada.send_bytes(piece)
-            self.grace.send("/who")    # answered while Ada's line is unfinished: nothing of it has been sent on
-            self.grace.expect("* Online (2): Ada, Grace")
-        self.assert_heard(b"\n", "Ada: hello")
-
-    def test_a_packet_may_end_in_the_middle_of_the_next_message(self):
+    def test_a_line_may_come_in_several_packets(self):
+        for line in ("hello", "é漢🙂"):
+            self.send_pieces(*[bytes([byte]) for byte in line.encode()])
+            self.assert_heard(b"\n", line)
         self.ada.send_bytes(b"one\ntw")
         self.grace.expect("Ada: one")
-        self.assert_heard(b"o\n", "Ada: two")
-
-    def test_a_character_may_be_cut_in_half_by_a_packet(self):
-        for byte in "é漢🙂\n".encode():
-            self.ada.send_bytes(bytes([byte]))
-        self.grace.expect("Ada: é漢🙂")
-
-    def test_a_carriage_return_before_the_line_ending_is_dropped(self):
-        self.assert_heard(b"one\r\ntwo\r\n", "Ada: one", "Ada: two")
+        self.assert_heard(b"o\n", "two")
+        self.send_pieces(b"x" * 4096 + b"\r")
+        self.assert_heard(b"\n", "x" * 4096)
 
     def test_a_last_line_without_an_ending_counts(self):
-        self.ada.send_bytes(b"one\nlast words")
+        self.ada.send_bytes(b"x" * 5000 + b"\none\nlast words")
         self.ada.finish()
-        self.grace.expect("Ada: one", "Ada: last words", "* Ada left")
+        self.play(f"Grace < Ada: one|Ada: last words|* Ada left\nAda < {TOO_LONG}|")
 
     def test_empty_and_blank_lines_are_ignored(self):
         self.assert_heard(b"\n\r\n \n\t \n\x07\n\xe3\x80\x80\n")
 
-    def test_spaces_inside_and_around_a_message_stay(self):
-        self.assert_heard(b"  if x:    y \n", "Ada:   if x:    y ")
-
-
-################ The protocol: how long a line may be
-class LengthTest(ChatTest):
-    def setUp(self):
-        super().setUp()
-        self.ada, self.grace = self.room("Ada", "Grace")
-
-    def assert_passes(self, text, ending=b"\n"):
-        self.ada.send_bytes(text.encode() + ending)
-        self.grace.expect(f"Ada: {text}")
-
-    def assert_refused(self, data):
-        """Assert that Ada alone hears that this line is too long, and that she goes on talking."""
-        self.ada.send_bytes(data + b"marker\n")
-        self.ada.expect(TOO_LONG)
-        self.grace.expect("Ada: marker")
-        self.ada.send("/who")
-        self.ada.expect("* Online (2): Ada, Grace")
-
-    def test_4096_bytes_pass(self):
-        self.assert_passes("x" * 4096)
-
-    def test_4096_bytes_and_a_carriage_return_pass(self):
-        self.assert_passes("x" * 4096, b"\r\n")
-
-    def test_4096_bytes_pass_when_a_packet_ends_before_the_line_ending(self):
-        self.ada.send_bytes(b"x" * 4096 + b"\r")
-        self.grace.send("/who")
-        self.grace.expect("* Online (2): Ada, Grace")
-        self.ada.send_bytes(b"\n")
-        self.grace.expect("Ada: " + "x" * 4096)
-
-    def test_1024_characters_of_four_bytes_pass(self):
-        self.assert_passes("🙂" * 1024)
-
-    def test_4097_bytes_do_not_pass(self):
-        self.assert_refused(b"x" * 4097 + b"\n")
-
-    def test_4097_bytes_and_a_carriage_return_do_not_pass(self):
-        self.assert_refused(b"x" * 4097 + b"\r\n")
-
-    def test_a_line_of_many_packets_is_refused_once(self):
-        self.assert_refused(b"x" * 300000 + b"\n")
+    def test_a_line_may_hold_4096_bytes(self):
+        longest, emoji = "x" * 4096, "🙂" * 1024
+        sent = f"{longest}\n{longest}\r\n{emoji}\n".encode()
+        self.assert_heard(sent, longest, longest, emoji)
+        self.ada.send(longest + "x", longest + "x\r", "x" * 300_000)
+        self.assert_heard(b"")
+        self.play(f"Ada > /who\nAda < {TOO_LONG}|{TOO_LONG}|{TOO_LONG}|{ONLINE}")
 
     def test_a_line_that_is_too_long_stays_so_when_its_ending_comes_later(self):
-        for start in (b"x" * 5000, b"x" * 4096 + b"\ry"):    # of which the server keeps only a part
-            self.ada.send_bytes(start)
-            self.grace.send("/who")    # gives the server the time to read Ada's bytes
-            self.grace.expect("* Online (2): Ada, Grace")
-            self.assert_refused(b"\n")
+        for start in (b"x" * 5000, b"x" * 4096 + b"\ry"):    # the server keeps only a part
+            self.send_pieces(start)
+            self.assert_heard(b"\n")
+            self.ada.expect(TOO_LONG)
 
-    def test_a_last_line_that_is_too_long_does_not_pass(self):
-        self.ada.send_bytes(b"x" * 100000)
-        self.ada.finish()
-        self.ada.expect(TOO_LONG, END)
-        self.grace.expect("* Ada left")
+    def test_invalid_utf8_is_replaced(self):
+        self.assert_heard(b"caf\xe9 \xff\xc3\n", "caf\ufffd \ufffd\ufffd")
 
-    @proc_only
+    def test_a_message_cannot_colour_a_terminal(self):
+        self.assert_heard(b"\x1b[31mred\x1b[0m\n", "[31mred[0m")
+
+    def test_what_controls_a_terminal_ends_a_line_or_turns_text_around_goes(self):
+        for code in [*range(0x00, 0x09), *range(0x0b, 0x20), *range(0x7f, 0xa0),
+                     *range(0x2028, 0x202f), *range(0x2066, 0x206a)]:
+            self.assert_heard(f"a{chr(code)}b\n".encode(), "ab")
+
+    def test_all_else_stays(self):
+        texts = "  if x:    y ", "and/or", " /quit", "👩\u200d💻", "❤\ufe0f", "کتاب\u200cها"
+        self.assert_heard("\n".join([*texts, "a\tb\n"]).encode(), *texts, "a b")
+
+    def test_nobody_can_speak_as_somebody_else(self):
+        self.assert_heard("Grace: I am Grace\n* Grace left\nhi\rGrace: hi\n"
+                          "hi\u2028Grace: hi\u0085\n".encode(),
+                          "Grace: I am Grace", "* Grace left", "hiGrace: hi", "hiGrace: hi")
+
+    @linux_only
     def test_an_endless_line_takes_no_memory(self):
         program = self.start_program()
-        ada, grace = self.fill_room(program, "Ada", "Grace")
+        ada = self.fill_room(program, "Ada", "Grace")[0]
         before = memory(program.process.pid, "VmHWM")
         for _ in range(64):
             ada.send_bytes(b"x" * 1024 * 1024)
             self.assertLess(memory(program.process.pid, "VmHWM") - before, 4096)    # KiB
-        ada.send("", "still here")
-        ada.expect(TOO_LONG)
-        grace.expect("Ada: still here")
-
-
-################ The protocol: what a line may hold
-class CleaningTest(ChatTest):
-    def setUp(self):
-        super().setUp()
-        self.ada, self.grace = self.room("Ada", "Grace")
-
-    def assert_heard(self, sent, heard):
-        self.ada.send_bytes(sent + b"\n")
-        self.grace.expect(f"Ada: {heard}")
-
-    def test_invalid_utf8_is_replaced(self):
-        self.assert_heard(b"caf\xe9 \xff\xc3", "caf\ufffd \ufffd\ufffd")
-
-    def test_control_characters_go(self):
-        for code in [*range(0x00, 0x09), *range(0x0b, 0x20), *range(0x7f, 0xa0)]:
-            self.assert_heard(f"a{chr(code)}b".encode(), "ab")
-
-    def test_a_message_cannot_colour_a_terminal(self):
-        self.assert_heard(b"\x1b[31mred\x1b[0m", "[31mred[0m")
-
-    def test_line_and_paragraph_separators_go(self):
-        self.assert_heard("a\u2028b\u2029c\u0085d".encode(), "abcd")
-
-    def test_what_turns_text_around_goes(self):
-        for char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069":
-            self.assert_heard(f"a{char}b".encode(), "ab")
-
-    def test_a_tab_becomes_a_space(self):
-        self.assert_heard(b"a\tb", "a b")
-
-    def test_emoji_joiners_and_variation_selectors_stay(self):
-        for text in ("👩\u200d💻", "❤\ufe0f", "کتاب\u200cها"):
-            self.assert_heard(text.encode(), text)
-
-    def test_nobody_can_speak_as_somebody_else(self):
-        self.assert_heard(b"Grace: I am Grace", "Grace: I am Grace")
-        self.assert_heard(b"* Grace left", "* Grace left")
-        self.assert_heard(b"hi\rGrace: hi", "hiGrace: hi")
-        self.assert_heard("hi\u2028Grace: hi\u0085".encode(), "hiGrace: hi")
+        self.play(f"Ada > |still here\nAda < {TOO_LONG}\nGrace < Ada: still here")
 
 
 ################ The protocol: nicknames
-class NicknameTest(ChatTest):
-    def setUp(self):
-        super().setUp()
-        self.server = self.start_server()
+# The ends of the ranges of characters that nobody sees.
+IGNORED = ("\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180f\u200b\u200f\u2060\u206f"
+           "\u2800\u3164\ufe00\ufe0f\ufeff\uffa0\ufff0\ufff8\U0001bca0\U0001bca3\U0001d173"
+           "\U0001d17a\U000e0000\U000e0fff")
 
-    def assert_refused(self, *nicknames):
-        """Assert that these nicknames are refused, and that another one is accepted afterwards."""
-        visitor = self.visit(self.server)
-        visitor.expect(PROMPT)
-        for nickname in nicknames:
-            with self.subTest(nickname):
-                visitor.send(nickname)
-                visitor.expect_refusal()
+
+class NicknameTest(ChatTest):
+    def choose(self, nickname):
+        """Let a new visitor ask for a nickname. Return the visitor and the answer."""
+        visitor = self.newcomer()
+        visitor.send(nickname)
+        return visitor, visitor.line()
+
+    def test_a_nickname_that_keeps_the_rules_is_accepted(self):
+        self.room()
+        for sent, nickname in (
+                ("x" * 20, "x" * 20), ("漢" * 20, "漢" * 20), ("y", "y"), ("Ada*/", "Ada*/"),
+                ("\x07" * 30 + "Ada" + "\u202e" * 30, "Ada"), ("Young", "Young"),
+                (" \t Ada  \t \u3000 Lovelace ", "Ada Lovelace"), ("👩\u200d💻", "👩\u200d💻")):
+            with self.subTest(sent):
+                self.assertEqual(self.choose(sent)[1], f"* Welcome, {nickname}!")
+
+    def test_a_nickname_that_breaks_a_rule_is_refused_with_the_reason(self):
+        self.room("Ada", "Straße", "Ade\u0301")
+        for reason, nicknames in (
+                ("at most 20 characters", "z" * 21 + "|" + "z" * 5000),
+                ("1 visible character", "| |\x07|\u202e\x1b|\u200b|\u200d\ufe0f|\u2060"
+                 "|\u2800|\u3164|\U0001d173"),
+                ("no colon", "Ada:|:|a:b|a\uff1ab"),
+                (r"not begin with \* or /", "*|* Ada|*Ada|/Ada|/who|\uff0aAda|\uff0fAda"
+                 "|\u200b * Ada|\u200b /Ada"),
+                ("You is", "you|You|YOU|\uff39\uff4f\uff55|Y\u200bou|\u200b you|Yo\U0001bca0u"),
+                ("is called .+ already", "|".join(f"A{char}da" for char in IGNORED)),
+                ("is called .+ already", "Ada|ada|ADA|\uff21\uff44\uff41|\u200dAda|  Ada  "
+                 "|A\x07da|\u200b Ada|Ada \u200b|Ada\U0001d173|\ufff0Ada|STRASSE|Ad\u00e9")):
+            for nickname in nicknames.split("|"):
+                with self.subTest(nickname[:25]):
+                    visitor, answer = self.choose(nickname)
+                    self.assertRegex(answer, f"^NICK .*{reason}.* Choose another")
         visitor.send("Somebody")
         visitor.expect("* Welcome, Somebody!")
 
-    def assert_accepted(self, sent, nickname):
-        visitor = self.visit(self.server)
-        visitor.expect(PROMPT)
-        visitor.send(sent)
-        visitor.expect(f"* Welcome, {nickname}!")
-
-    def test_a_nickname_is_asked_for_by_a_keyword(self):
-        self.visit(self.server).expect("NICK Choose a nickname.")
-
-    def test_a_nickname_has_1_to_20_characters(self):
-        self.assert_accepted("x" * 20, "x" * 20)
-        self.assert_accepted("漢" * 20, "漢" * 20)
-        self.assert_accepted("y", "y")
-        self.assert_refused("", " ", "z" * 21, "z" * 5000)
-
-    def test_the_characters_of_a_nickname_are_counted_after_cleaning(self):
-        self.assert_accepted("\x07" * 30 + "Ada" + "\u202e" * 30, "Ada")
-        self.assert_refused("\x07", "\u202e\x1b")
-
-    def test_white_space_in_a_nickname_becomes_one_space(self):
-        self.assert_accepted(" \t Ada  \t \u3000 Lovelace ", "Ada Lovelace")
-
-    def test_a_nickname_has_no_colon(self):
-        self.assert_refused("Ada:", ":", "a:b", "a\uff1ab")
-
-    def test_a_nickname_does_not_start_with_a_star_or_a_slash(self):
-        self.assert_refused("*", "* Ada", "*Ada", "/Ada", "/who", "\uff0aAda", "\uff0fAda",
-                            "\u200b * Ada", "\u200b /Ada")
-        self.assert_accepted("Ada*/", "Ada*/")
-
-    def test_nobody_is_called_you(self):
-        self.assert_refused("you", "You", "YOU", "\uff39\uff4f\uff55", "Y\u200bou", "\u200b you")
-        self.assert_accepted("Young", "Young")
-
-    def test_an_invisible_nickname_is_refused(self):
-        self.assert_refused("\u200b", "\u200d\ufe0f", "\u2060")
-
-    def test_a_taken_nickname_is_refused_however_it_is_written(self):
-        self.fill_room(self.server, "Ada", "Straße", "Ade\u0301")
-        self.assert_refused("Ada", "ada", "ADA", "\uff21\uff44\uff41", "A\u200bda", "Ada\ufe0f", "\u200dAda",
-                            "STRASSE", "Ad\u00e9", "  Ada  ", "A\x07da", "\u200b Ada", "Ada \u200b")
-
-    def test_a_refusal_names_the_reason(self):
-        self.visit(self.server, "Ada")
-        visitor = self.visit(self.server)
-        visitor.expect(PROMPT)
-        visitor.send("Ada")
-        self.assertRegex(visitor.line(), "^NICK .*called Ada already")
-        visitor.send("Ada:")
-        self.assertRegex(visitor.line(), "^NICK .*colon")
-
-    def test_a_refused_visitor_is_not_in_the_room(self):
-        ada, visitor = self.visit(self.server, "Ada"), self.visit(self.server)
-        visitor.expect(PROMPT)
-        visitor.send("ada")
-        visitor.expect_refusal()
-        ada.send("hello", "/who")
-        ada.expect("* Online (1): Ada")
-        visitor.send("Grace")
-        visitor.expect("* Welcome, Grace!", "* Online (2): Ada, Grace")
+    def test_until_a_nickname_is_accepted_one_hears_nothing_and_is_not_in_the_room(self):
+        self.room("Ada", "Grace")
+        self.people["Bob"], _ = self.choose("ada")
+        self.play("""
+            Ada > hello
+            Grace < Ada: hello
+            Ada > /who
+            Ada < * Online (2): Ada, Grace
+            Bob > Bob
+            Bob < * Welcome, Bob!|* Online (3): Ada, Grace, Bob
+            Ada > hello Bob
+            Bob < Ada: hello Bob""")
 
     def test_a_nickname_is_free_again_when_its_owner_has_left(self):
-        ada, grace = self.fill_room(self.server, "Ada", "Grace")
-        ada.close()
-        grace.expect("* Ada left")
-        self.visit(self.server, "Ada")
-        grace.expect("* Ada joined")
+        self.room("Ada", "Grace")[0].close()
+        self.play("Grace < * Ada left")
+        self.newcomer("Ada")
+        self.play("""
+            Grace < * Ada joined
+            Ada > /who
+            Ada < * Online (2): Grace, Ada""")    # in the order of joining
 
     def test_a_nickname_and_messages_may_come_in_one_packet(self):
-        grace, visitor = self.visit(self.server, "Grace"), self.visit(self.server)
-        visitor.send("Grace", "Ada", "hello", "/who")
-        visitor.expect(PROMPT)
-        visitor.expect_refusal()
-        visitor.expect("* Welcome, Ada!", "* Online (2): Grace, Ada", "* Online (2): Grace, Ada")
-        grace.expect("* Ada joined", "Ada: hello")
+        self.room("Grace")
+        self.people["Ada"] = self.newcomer()
+        self.play("""
+            Ada > Ada|hello|/who
+            Ada < * Welcome, Ada!|* Online (2): Grace, Ada|* Online (2): Grace, Ada
+            Grace < * Ada joined|Ada: hello""")
 
     def test_of_fifty_who_want_one_nickname_at_the_same_moment_exactly_one_gets_it(self):
+        self.room()
         for nickname in ("Ada", "Grace", "Edsger"):
-            visitors = [self.visit(self.server) for _ in range(50)]
-            for visitor in visitors:
-                visitor.expect(PROMPT)
-            with self.server.lock:    # nobody gets in yet, so that all of them ask before the first one is in
+            visitors = [self.newcomer() for _ in range(50)]
+            with self.server.lock:    # all of them ask before the first one is in
                 for visitor in visitors:
                     visitor.send(nickname)
-            answers = [visitor.line() for visitor in visitors]
-            self.assertEqual(answers.count(f"* Welcome, {nickname}!"), 1)
-            self.assertEqual(sum(answer.startswith("NICK ") for answer in answers), 49)
-            for visitor in visitors:
-                visitor.close()
+            answers = [visitor.line()[:5] for visitor in visitors]
+            self.assertEqual(collections.Counter(answers), {"NICK ": 49, "* Wel": 1})
+
+    def test_to_join_a_full_room_takes_no_look_at_every_nickname(self):
+        self.room(*map(str, range(30)))
+        with mock.patch("unicodedata.normalize", wraps=unicodedata.normalize) as normalize:
+            self.newcomer("Ada")
+        self.assertLess(normalize.call_count, 10)
+
+    def test_nicknames_that_are_hard_to_compare_slow_nobody_down(self):
+        self.room("Ada", "Grace")
+        for _ in range(5):
+            self.keep_sending(self.newcomer(), ("\u0301\u0316" * 9200 + "\n").encode())
+        seconds = []
+        for _ in range(9):
+            started = time.monotonic()
+            self.play("Ada > hello\nGrace < Ada: hello")
+            seconds.append(time.monotonic() - started)
+        self.assertLess(sorted(seconds)[4], 0.05)
 
     def test_who_chooses_no_nickname_in_time_is_shown_out(self):
-        with mock.patch.object(chat_server, "NICKNAME_TIMEOUT", 0.2):
-            ada, slow = self.visit(self.server, "Ada"), self.visit(self.server)
-            slow.expect(PROMPT, "* No nickname came within 0.2 seconds.", END)
-            grace = self.visit(self.server, "Grace")
-            ada.expect("* Grace joined")    # Ada has a nickname and stays; of the slow one she hears nothing
-            ada.send("hello")
-            grace.expect("Ada: hello")
+        self.patch(chat_server, "NICKNAME_TIMEOUT", 0.2)
+        self.room("Ada")
+        self.newcomer().expect(TIME_IS_UP, END)
+        self.newcomer("Grace").send("hello")
+        self.play("Ada < * Grace joined|Grace: hello")    # and nothing of the slow one
 
-    def test_dribbling_bytes_does_not_replace_a_nickname(self):
-        with mock.patch.object(chat_server, "NICKNAME_TIMEOUT", 0.2):
-            slow = self.visit(self.server)
-            wait_until(lambda: not self.dribble(slow))
-            slow.expect(PROMPT, "* No nickname came within 0.2 seconds.", END)
+    def test_neither_single_bytes_nor_others_who_connect_make_the_time_longer(self):
+        self.patch(chat_server, "NICKNAME_TIMEOUT", 0.2)
+        self.room()
+        slow = self.newcomer()
+        with contextlib.suppress(OSError):    # it is closed
+            for _ in range(1000):
+                self.newcomer().close()
+                slow.send_bytes(b"x")
+        slow.expect(TIME_IS_UP, END)
 
-    def test_those_without_a_nickname_are_shown_out_while_many_others_connect(self):
-        with mock.patch.object(chat_server, "NICKNAME_TIMEOUT", 0.2):
-            slow = self.visit(self.server)
-            wait_until(lambda: not self.dribble(slow) or self.visit(self.server).close())
-            slow.expect(PROMPT, "* No nickname came within 0.2 seconds.", END)
-
-    def dribble(self, visitor):
-        """Send one byte; return whether the connection still stands."""
-        try:
-            visitor.send_bytes(b"x")
-        except OSError:
-            return False
-        return True
+    def test_nobody_hears_what_a_browser_says(self):
+        self.room("Ada")
+        for packets in ((b"GET / HTTP/1.1\r\nCookie: secret\r\n\r\n",),
+                        (b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nI am a web page\r\n",),
+                        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\nsecret\n",),
+                        (b"GET /" + b"x" * 5000 + b" HTTP/1.1", b"\r\nHost: a\r\nCookie: b\n")):
+            with self.subTest(packets[0][:20]):
+                visitor = self.newcomer()
+                for packet in packets:
+                    visitor.send_bytes(packet)
+                    self.play(WHO)    # gives the server the time to read the packet
+                self.assertRegex("|".join(visitor.lines_until(END)), r"^(NICK [^|]*\|)*$")
 
 
 ################ The protocol: the room
 class RoomTest(ChatTest):
-    def test_the_welcome_names_those_who_are_online_in_the_order_of_joining(self):
-        server = self.start_server()
-        for nickname, online in (("Grace", "(1): Grace"), ("Ada", "(2): Grace, Ada"), ("Bob", "(3): Grace, Ada, Bob")):
-            visitor = self.visit(server)
-            visitor.expect(PROMPT)
-            visitor.send(nickname)
-            visitor.expect(f"* Welcome, {nickname}!", f"* Online {online}")
-
-    def test_who_joins_again_is_last_in_the_list(self):
-        server = self.start_server()
-        ada, grace = self.fill_room(server, "Ada", "Grace")
-        ada.close()
-        grace.expect("* Ada left")
-        ada = self.visit(server, "Ada")
-        ada.send("/who")
-        ada.expect("* Online (2): Grace, Ada")
-
     def test_the_welcome_comes_before_any_message(self):
-        server = self.start_server()
-        ada = self.visit(server, "Ada")
-        talking = threading.Event()
-
-        def talk():
-            while not talking.is_set():
-                ada.send(*["hello"] * 20)
-        talker = threading.Thread(target=talk)
-        talker.start()
-        self.addCleanup(talker.join)
-        self.addCleanup(talking.set)
+        ada, = self.room("Ada")
+        self.keep_sending(ada, b"hello\n" * 20)
         for number in range(20):
-            visitor = self.visit(server, f"Visitor {number}")    # asserts the welcome and the list
+            visitor = self.newcomer(f"Visitor {number}")    # asserts welcome and list
             visitor.lines_until("Ada: hello")
             visitor.close()
 
-    def test_without_a_nickname_nothing_is_heard(self):
-        server = self.start_server()
-        ada, grace = self.fill_room(server, "Ada", "Grace")
-        visitor = self.visit(server)
-        visitor.expect(PROMPT)
-        ada.send("hello")
-        grace.expect("Ada: hello")
-        visitor.send("Bob")
-        visitor.expect("* Welcome, Bob!", "* Online (3): Ada, Grace, Bob")
-        ada.send("hello Bob")
-        visitor.expect("Ada: hello Bob")
-
     def test_joining_and_leaving_are_announced_exactly_once(self):
-        server = self.start_server()
-        ada, bob = self.fill_room(server, "Ada", "Bob")
-        for leave in (Visitor.close, Visitor.reset, Visitor.finish, lambda visitor: visitor.send("/quit")):
-            grace = self.visit(server, "Grace")
-            ada.expect("* Grace joined")
-            leave(grace)
-            ada.expect("* Grace left")
-            bob.send("marker")
-            ada.expect("Bob: marker")
-            grace.close()
+        self.room("Ada", "Bob")
+        for leave in (Visitor.close, Visitor.reset, Visitor.finish,
+                      lambda visitor: visitor.send("/quit")):
+            leave(self.newcomer("Grace"))
+            self.play("Ada < * Grace joined|* Grace left\nBob > marker\nAda < Bob: marker")
 
     def test_who_leaves_without_a_nickname_is_not_announced(self):
-        server = self.start_server()
-        ada, bob = self.fill_room(server, "Ada", "Bob")
-        visitor = self.visit(server)
-        visitor.finish()
-        visitor.expect(PROMPT, END)
-        bob.send("marker")
-        ada.expect("Bob: marker")
+        self.room("Ada")
+        for leave in (Visitor.finish, lambda visitor: visitor.send("/quit")):
+            visitor = self.newcomer()
+            leave(visitor)
+            visitor.expect(END)
+            self.play(WHO)
 
     def test_a_message_sent_right_before_closing_arrives(self):
-        server = self.start_server()
-        ada = self.visit(server, "Ada")
-        for number in range(100):
-            grace = self.visit(server, "Grace")
-            grace.send(f"last words {number}")
+        self.room("Ada")
+        for _ in range(100):
+            grace = self.newcomer("Grace")
+            grace.send("last words")
             grace.close()
-            ada.expect("* Grace joined", f"Grace: last words {number}", "* Grace left")
-
-
-################ The protocol: commands
-class CommandTest(ChatTest):
-    def test_who_is_answered_to_the_one_who_asks(self):
-        ada, grace = self.room("Ada", "Grace")
-        ada.send("/who", "marker")
-        ada.expect("* Online (2): Ada, Grace")
-        grace.expect("Ada: marker")
+            self.play("Ada < * Grace joined|Grace: last words|* Grace left")
 
     def test_the_answer_to_who_arrives_after_the_sending_side_is_closed(self):
         ada, = self.room("Ada")
         ada.send("/who")
         ada.finish()
-        ada.expect("* Online (1): Ada", END)
+        self.play("Ada < * Online (1): Ada|")
 
-    def test_quit_closes_the_connection(self):
-        ada, grace = self.room("Ada", "Grace")
-        ada.send("/quit")
-        ada.expect(END)
-        grace.expect("* Ada left")
+    def test_a_list_never_contradicts_the_notice_before_it(self):
+        self.room("Ada", "Grace")
+        reply, grace = self.server.reply, self.client("Grace")
 
-    def test_quit_works_without_a_nickname(self):
-        server = self.start_server()
-        ada, visitor = self.visit(server, "Ada"), self.visit(server)
-        visitor.send("/quit")
-        visitor.expect(PROMPT, END)
-        ada.send("/who")
-        ada.expect("* Online (1): Ada")
+        def reply_late(client, line):    # while Grace tries to leave
+            thread = threading.Thread(target=self.server.disconnect_client, args=(grace,))
+            thread.start()
+            thread.join(0.2)
+            reply(client, line)
+        self.patch(self.server, "reply", reply_late)
+        self.play("Ada > /who\nAda < * Online (2): Ada, Grace|* Grace left")
 
     def test_messages_before_quit_in_one_packet_arrive_and_those_after_it_do_not(self):
-        ada, grace, bob = self.room("Ada", "Grace", "Bob")
-        ada.send("one", "two", "/quit", "three")
-        grace.expect("Ada: one", "Ada: two", "* Ada left")
-        ada.expect(END)
-        bob.send("marker")
-        grace.expect("Bob: marker")
+        self.room("Ada", "Grace", "Bob")
+        self.play("""
+            Ada > one|two|/quit|three
+            Grace < Ada: one|Ada: two|* Ada left
+            Ada <
+            Bob > marker
+            Grace < Bob: marker""")
 
     def test_an_unknown_command_is_answered_to_its_sender_alone(self):
-        ada, grace = self.room("Ada", "Grace")
-        ada.send("/dance with me", "/WHO", "/", "marker")
-        ada.expect("* Unknown command /dance. Commands: /who, /quit",
-                   "* Unknown command /WHO. Commands: /who, /quit",
-                   "* Unknown command /. Commands: /who, /quit")
-        grace.expect("Ada: marker")
+        ada = self.room("Ada", "Grace")[0]
+        for command in ("/dance", "/WHO", "/"):
+            ada.send(f"{command} with me")
+            self.assertIn(f"* Unknown command {command}. Commands: /who, /quit", ada.line())
+        self.play("Ada > marker\nGrace < Ada: marker")
 
-    def test_a_slash_inside_a_message_is_no_command(self):
-        ada, grace = self.room("Ada", "Grace")
-        ada.send("and/or", " /quit")
-        grace.expect("Ada: and/or", "Ada:  /quit")
+    def test_who_has_left_is_not_heard_any_more(self):
+        self.room("Ada", "Grace")
+        client = self.client("Grace")
+        self.server.disconnect_client(client)
+        self.server.handle_lines(client, [b"hello"])
+        self.newcomer("Alan")
+        self.play("Ada < * Grace left|* Alan joined")
+
+
+################ The server: those who do not read
+class SlowTest(ChatTest):
+    def test_who_does_not_read_is_shown_out_and_nobody_waits(self):
+        ada, grace, _ = self.room("Ada", "Grace", "Sleepy")    # Sleepy does not read any more
+        slowest, heard, text = 0, [], "x" * 4090
+        for _ in range(4000):    # the kernel keeps far less than that for one connection
+            started = time.monotonic()
+            ada.send(text)
+            heard += grace.lines_until(f"Ada: {text}")
+            slowest = max(slowest, time.monotonic() - started)
+            if "* Sleepy left (too slow)" in heard:
+                break
+        ada.send("and on")
+        heard += grace.lines_until("Ada: and on")
+        notices = [line for line in heard if not line.startswith("Ada: ")]
+        self.assertEqual(notices, ["* Sleepy left (too slow)"])
+        self.assertLess(slowest, 1)    # second; a server that waits for Sleepy takes for ever
+        self.play("Ada > /who\nAda < * Sleepy left (too slow)|* Online (2): Ada, Grace")
+
+    def test_what_fits_only_in_part_counts_as_too_slow(self):
+        sleepy, = self.room("Sleepy")
+        client, sent = self.client("Sleepy"), 0
+        with self.assertRaises(BlockingIOError):
+            while sent < 10 ** 8:
+                client.send_at_once(b"x" * 10_000)
+                sent += 10_000
+        self.server.disconnect_client(client)
+        self.assertGreaterEqual(len(sleepy.reader.read()), sent)
+
+    def test_nothing_follows_half_a_line_to_one_who_was_too_slow(self):
+        sleepy, = self.room("Sleepy")
+        client = self.client("Sleepy")
+        with mock.patch.object(self.server, "disconnect_client"):
+            self.server.deliver_to_client(client, [b"x" * 8 * 1024 * 1024])
+            self.assertEqual(client.socket.fileno(), -1)    # closed at once
+        self.assertEqual(sleepy.reader.read().strip(b"x"), b"")
+
+    def test_a_reply_to_one_who_is_gone_harms_nobody(self):
+        self.room("Ada", "Grace", "Bob")
+        gone = self.client("Bob")
+        self.server.disconnect_client(gone)
+        self.server.disconnect_client(gone)    # as when two threads find out: announced once
+        self.play("Bob <")
+        wait_until(lambda: gone.socket.fileno() == -1)
+        self.server.reply(gone, "* late")    # as when Bob's own thread is still busy
+        self.play("Ada > hello\nGrace < * Bob left|Ada: hello")
+
+
+class SlowWithoutDontwaitTest(SlowTest):
+    """The same, as it goes on Windows."""
+    def setUp(self):
+        super().setUp()
+        self.patch(chat_server.Client, "MSG_DONTWAIT", 0)
 
 
 ################ The server: many who talk
 class CrowdTest(ChatTest):
     def test_forty_who_talk_at_once_lose_nothing_and_all_hear_one_order(self):
         nicknames = [f"Visitor {number}" for number in range(40)]
-        visitors = self.room(*nicknames)
-        in_threads(lambda visitor: [visitor.send(f"message {number}") for number in range(25)], visitors)
-        heard = [[visitor.line() for _ in range(39 * 25)] for visitor in visitors]
+        messages = [f"message {number}" for number in range(25)]
+        listener, *talkers = self.room("Listener", *nicknames)
+        in_threads(lambda talker: [talker.send(message) for message in messages], talkers)
+        heard = [listener.line() for _ in range(40 * 25)]
+        for nickname, talker in zip(nicknames, talkers):
+            own = [f"{nickname}: {message}" for message in messages]
+            self.assertEqual([line for line in heard if line in own], own)
+            others = [line for line in heard if line not in own]
+            self.assertEqual([talker.line() for _ in others], others)
 
-        def said_by_others(lines, *names):
-            return [line for line in lines if line.partition(": ")[0] not in names]
-        for listener, lines in zip(nicknames, heard):
-            for nickname in nicknames:
-                if nickname != listener:    # nothing is lost, and what one visitor says stays in order
-                    self.assertEqual([line for line in lines if line.startswith(nickname + ": ")],
-                                     [f"{nickname}: message {number}" for number in range(25)])
-            for first, order in zip(nicknames[:2], heard):    # all hear what these two heard, in the same order
-                self.assertEqual(said_by_others(lines, first, listener), said_by_others(order, first, listener))
+    def test_ten_who_paste_much_at_the_same_moment_show_nobody_out(self):
+        program = self.start_program("--quiet", checks=False)
+        visitors = [self.visit(program, f"Visitor {number}") for number in range(20)]
+        for visitor in visitors[:10]:
+            self.keep_sending(visitor, (b"x" * 3999 + b"\n") * 39)
+        end, heard = time.monotonic() + 1.5, []
 
-    def assert_a_suspended_visitor_is_shown_out(self):
-        ada, grace, sleepy = self.room("Ada", "Grace", "Sleepy")    # from now on, Sleepy does not read
-        slowest, heard = 0, []
-        for number in range(4000):    # of 4 KiB each; the kernel keeps far less than that for one connection
-            started = time.monotonic()
-            ada.send("x" * 4090)
-            heard += grace.lines_until("Ada: " + "x" * 4090)
-            slowest = max(slowest, time.monotonic() - started)
-            if "* Sleepy left (too slow)" in heard:
-                break
-        for _ in range(5):
-            ada.send("and on")
-            heard += grace.lines_until("Ada: and on")
-        self.assertEqual([line for line in heard if not line.startswith("Ada: ")], ["* Sleepy left (too slow)"])
-        self.assertLess(slowest, 1)    # second; a server that waits for Sleepy would take for ever
-        ada.expect("* Sleepy left (too slow)")
-        ada.send("/who")
-        ada.expect("* Online (2): Ada, Grace")
+        def read(visitor):
+            while time.monotonic() < end:
+                heard.append(visitor.line())
+        in_threads(read, visitors)
+        self.assertEqual([line for line in heard if line == END or line.endswith("slow)")], [])
 
-    def test_who_does_not_read_is_shown_out_and_nobody_waits(self):
-        self.assert_a_suspended_visitor_is_shown_out()
-
-    def test_who_does_not_read_is_shown_out_where_there_is_no_MSG_DONTWAIT(self):
-        with mock.patch.object(chat_server, "MSG_DONTWAIT", 0):    # as on Windows
-            self.assert_a_suspended_visitor_is_shown_out()
-
-    def test_who_has_left_is_not_heard_any_more(self):
-        server = self.start_server()
-        grace, _ = self.fill_room(server, "Grace", "Ada")
-        client = list(server.connected_clients)[1]
-        server.disconnect_client(client)
-        server.handle_lines(client, [b"hello"])
-        self.visit(server, "Alan")
-        grace.expect("* Ada left", "* Alan joined")
-
-    def test_what_fits_only_in_part_counts_as_too_slow(self):
-        server = self.start_server()
-        sleepy, = self.fill_room(server, "Sleepy")
-        client, = server.connected_clients
-        sent = 0
-        with self.assertRaises(BlockingIOError):
-            while sent < 10 ** 8:
-                client.send_at_once(b"x" * 10_000)
-                sent += 10_000
-        server.disconnect_client(client)
-        self.assertGreaterEqual(len(sleepy.reader.read()), sent)
-
-    def test_nothing_follows_half_a_line_to_one_who_was_too_slow(self):
-        server = self.start_server()
-        sleepy, = self.fill_room(server, "Sleepy")
-        client, = server.connected_clients
-        with server.lock:    # the moment between "too slow" and being out of the room, made long
-            server.outbox.put(([client], b"x" * 8 * 1024 * 1024))
-            wait_until(lambda: "disconnect_client" in [
-                frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[server.deliver_thread.ident])])
-            heard = b""
-            sleepy.socket.settimeout(0.2)
-            try:
-                while True:    # until the kernel has room again
-                    heard += sleepy.socket.recv(1024 * 1024)
-            except socket.timeout:
-                pass
-            server.outbox.put(([client], b"Bob: pay 10\n"))
-        sleepy.socket.settimeout(DEADLINE)
-        data = sleepy.socket.recv(1024)
-        while data:
-            heard += data
-            data = sleepy.socket.recv(1024)
-        self.assertEqual(heard.strip(b"x"), b"")
-
-    def assert_the_room_outlives_one_who_asks_and_does_not_read(self):
-        ada, grace, sleepy = self.room("Ada", "Grace", "Sleepy")
-
-        def ask():
-            try:
-                while True:
-                    sleepy.send_bytes(b"/dance" * 100 + b"\n" + b"/who\n" * 5000)
-            except OSError:
-                pass    # shown out
-        in_threads(lambda function: function(), [ask])
-        ada.expect("* Sleepy left (too slow)")
-        ada.send("hello")
-        grace.expect("* Sleepy left (too slow)", "Ada: hello")
-
-    def test_who_asks_and_does_not_read_the_answers_is_shown_out(self):
-        self.assert_the_room_outlives_one_who_asks_and_does_not_read()
-
-    def test_who_asks_and_does_not_read_is_shown_out_where_there_is_no_MSG_DONTWAIT(self):
-        with mock.patch.object(chat_server, "MSG_DONTWAIT", 0):
-            self.assert_the_room_outlives_one_who_asks_and_does_not_read()
-
-    def assert_a_late_reply_harms_nobody(self):
-        server = self.start_server()
-        ada, grace, bob = self.fill_room(server, "Ada", "Grace", "Bob")
-        gone = list(server.connected_clients)[2]
-        server.disconnect_client(gone)
-        server.disconnect_client(gone)    # as when two threads find out at once: announced once
-        bob.expect(END)
-        wait_until(lambda: gone.socket.fileno() == -1)
-        server.reply(gone, "* late")    # as when Bob's own thread was still busy with what Bob had asked
-        ada.send("hello")
-        grace.expect("* Bob left", "Ada: hello")
-
-    def test_a_reply_to_one_who_is_gone_harms_nobody(self):
-        self.assert_a_late_reply_harms_nobody()
-
-    def test_a_reply_to_one_who_is_gone_harms_nobody_where_there_is_no_MSG_DONTWAIT(self):
-        with mock.patch.object(chat_server, "MSG_DONTWAIT", 0):
-            self.assert_a_late_reply_harms_nobody()
-
-    def test_where_there_is_no_MSG_DONTWAIT_messages_arrive_too(self):
-        with mock.patch.object(chat_server, "MSG_DONTWAIT", 0):
-            ada, grace = self.room("Ada", "Grace")
-            for number in range(100):
-                ada.send(f"message {number}")
-                grace.expect(f"Ada: message {number}")
-
-    def test_300_who_connect_and_say_nothing_disturb_nobody(self):
-        server = self.start_server()
-        ada, grace = self.fill_room(server, "Ada", "Grace")
-        silent = [self.visit(server) for _ in range(300)]
-        for visitor in silent:
-            visitor.expect(PROMPT)
-        started = time.monotonic()
-        for _ in range(20):
-            ada.send("hello")
-            grace.expect("Ada: hello")
-            grace.send("/who")
-            grace.expect("* Online (2): Ada, Grace")
-        self.assertLess(time.monotonic() - started, 2)
-
-    def test_random_bytes_and_resets_leave_the_room_working(self):
-        server = self.start_server()
-        ada, grace = self.fill_room(server, "Ada", "Grace")
-        dice = random.Random(7500)
-        pieces = "\n \r \t / : * \x1b[31m \u202e \u2028 \u2066 🙂".encode().split(b" ")
-        pieces += [bytes([byte]) for byte in range(256)]
-        for number in range(30):
-            visitor = self.visit(server)
-            noise = b"".join(dice.choices(pieces, k=3000))
-            visitor.send_bytes(b"Noise %d\n" % number + noise.replace(b"/quit", b""))
-            (visitor.reset if number % 2 else visitor.finish)()
-        wait_until(lambda: len(server.connected_clients) == 2)
-        ada.send("still here")
-        for line in grace.lines_until("Ada: still here"):
-            self.assertRegex(line, "^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$")
-            self.assertRegex(line, r"^(Noise \d+: |Ada: still here$|\* Noise \d+ (joined|left)$)")
-
-
-################ The server: how much one may say
-class FloodTest(ChatTest):
     def test_what_is_too_fast_is_spread_out_and_nothing_is_lost(self):
         ada, grace, flooder = self.room("Ada", "Grace", "Flooder", rate=100)
         started = time.monotonic()
@@ -878,152 +731,145 @@ class FloodTest(ChatTest):
         while len(lines) < 301:
             if len(lines) == 220:
                 ada.send("may I?")
-                asked = time.monotonic()
             lines.append(grace.line())
             arrivals.append(time.monotonic() - started)
         place = lines.index("Ada: may I?")
-        self.assertLess(started + arrivals[place] - asked, 0.5)
-        self.assertLess(place, 290)                # Ada does not wait until the flood is over
+        self.assertLess(place, 270)                # Ada does not wait until the flood is over
         del lines[place], arrivals[place]
         self.assertEqual(lines, [f"Flooder: {number}" for number in range(300)])
-        self.assertLess(arrivals[199], 0.9)        # two seconds' worth passes at once (spread out it would take 2 s)
-        self.assertGreater(arrivals[250], 0.45)    # and the rest in the time that it takes
-        self.assertGreater(arrivals[299], 0.9)
-
-    def test_a_class_that_types_is_never_slowed_down(self):
-        ada, grace = self.room("Ada", "Grace", rate=chat_server.RATE)
-        started = time.monotonic()
-        for number in range(40):
-            ada.send(str(number))
-            grace.expect(f"Ada: {number}")
-        self.assertLess(time.monotonic() - started, 0.7)
-        self.assertEqual(chat_server.RATE, 20)
-
-    def test_a_rate_of_0_is_no_limit(self):
-        ada, grace = self.room("Ada", "Grace", rate=0)
-        started = time.monotonic()
-        ada.send(*map(str, range(5000)))
-        grace.expect(*[f"Ada: {number}" for number in range(5000)])
-        self.assertLess(time.monotonic() - started, 5)
+        self.assertLess(arrivals[199], 0.9)        # two seconds' worth passes at once,
+        self.assertGreater(arrivals[299], 0.9)     # the rest in the time that it takes
 
 
-################ The server: its sockets and threads
-class SocketTest(ChatTest):
-    def server_side(self):
-        server = self.start_server()
-        self.visit(server, "Ada")
-        return next(iter(server.connected_clients)).socket
-
-    def test_small_messages_do_not_wait(self):
-        self.assertTrue(self.server_side().getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    def test_a_computer_that_vanished_is_noticed(self):
-        client_socket = self.server_side()
-        self.assertTrue(client_socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60000)):
-            if hasattr(socket, option):
-                self.assertEqual(client_socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, option)), value, option)
-
-    def test_the_kernel_keeps_256_kib_for_one_who_reads_slowly(self):
-        with socket.socket() as another:    # Linux doubles what it is asked for, and has a maximum
+################ The server: its sockets, threads and errors
+class ErrorTest(ChatTest):
+    def test_small_messages_do_not_wait_and_slow_readers_have_256_kib(self):
+        self.room("Ada")
+        ask = self.client("Ada").socket.getsockopt
+        self.assertTrue(ask(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        with socket.socket() as another:    # Linux doubles what it is asked for
             another.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
             expected = another.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self.assertEqual(self.server_side().getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), expected)
+        self.assertEqual(ask(socket.SOL_SOCKET, socket.SO_SNDBUF), expected)
 
-    def test_stop_leaves_no_thread_alive(self):
-        before = set(threading.enumerate())
-        server = self.start_server()
-        ada, grace = self.fill_room(server, "Ada", "Grace")
-        nameless = self.visit(server)
-        nameless.expect(PROMPT)
-        self.stop_server(server)
-        self.assertEqual(set(threading.enumerate()) - before, set())
-        for visitor in (ada, grace, nameless):
-            visitor.expect(STOPPED, END)
+    def test_a_computer_that_vanished_is_noticed(self):
+        self.room("Ada")
+        ask = self.client("Ada").socket.getsockopt
+        self.assertTrue(ask(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+        for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3),
+                            ("TCP_USER_TIMEOUT", 60000)):
+            if hasattr(socket, name):
+                self.assertEqual(ask(socket.IPPROTO_TCP, getattr(socket, name)), value, name)
 
-    def test_out_of_threads_a_connection_is_closed_and_the_server_goes_on(self):
-        server = self.start_server()
-        ada = self.visit(server, "Ada")
+    def test_a_socket_that_takes_no_options_costs_nobody_anything(self):
+        self.room("Ada")
+        with self.assertLogs(level="INFO") as log:
+            with mock.patch("socket.socket.setsockopt", side_effect=OSError):
+                self.newcomer("Grace")
+            self.play("Ada < * Grace joined")
+            wait_until(lambda: log.output)
+        self.assertEqual(log.output, ["INFO:root:Grace joined"])
+
+    def test_an_error_in_sending_is_that_of_one_client_alone(self):
+        self.room("Ada", "Grace")
+        for error in (OSError, ValueError, MemoryError):
+            visitor = self.newcomer("Bob")
+            self.client("Bob").send_at_once = mock.Mock(side_effect=error)
+            self.play("Ada > hello\nGrace < * Bob joined|Ada: hello|* Bob left")
+            visitor.expect(END)
+
+    def test_who_is_reset_while_the_server_makes_them_wait_leaves_with_the_next_message(self):
+        ghost = self.room("Ada", "Ghost", rate=chat_server.RATE)[1]
+        ghost.send_bytes(b"\n" * 30 + b"marker" + b"\n" * 32_000)
+        self.play("Ada < Ghost: marker")
+        ghost.reset()
+        self.play("Ada > hello\nAda < * Ghost left")
+
+    def test_the_log_tells_a_broken_connection_and_who_left(self):
+        self.room()
+        for nickname, said in (("Ada", r"Ada: \[.*Ada left$"),
+                               ("", r"Somebody without a nickname: \[.* peer$")):
+            with self.assertLogs(level="INFO") as log:
+                visitor, client = self.newcomer(nickname), self.client(nickname)
+                visitor.reset()
+                client.thread.join()
+            self.assertRegex(" ".join(log.output), said)
+
+    def test_out_of_threads_it_logs_once_each_time_and_the_server_goes_on(self):
+        self.room("Ada")
+        error = RuntimeError("can't start new thread")
         with self.assertLogs(level="ERROR") as log:
-            with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
-                for visitor in [self.visit(server) for _ in range(3)]:
-                    visitor.expect(END)
-        self.assertEqual(log.output, ["ERROR:root:A client could not connect: can't start new thread"])
-        grace = self.visit(server, "Grace")
-        grace.send("hello")
-        ada.expect("* Grace joined", "Grace: hello")
+            for _ in range(2):
+                with mock.patch.object(threading.Thread, "start", side_effect=error):
+                    for visitor in [self.visit(self.server) for _ in range(3)]:
+                        visitor.expect(END)
+                self.newcomer("Bob").send("hello", "/quit")
+                self.play("Ada < * Bob joined|Bob: hello|* Bob left")
+        self.assertEqual(log.output, [f"ERROR:root:A client could not connect: {error}"] * 2)
 
-    def test_a_host_with_a_colon_is_ipv6(self):
-        try:
-            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-        except OSError:
-            self.skipTest("this computer has no ::1")
-        ada, grace = self.fill_room(self.start_server("::1"), "Ada", "Grace")
-        ada.send("hello")
-        grace.expect("Ada: hello")
+    def test_stop_leaves_no_thread_alive_and_the_server_can_start_again(self):
+        before = set(threading.enumerate())
+        self.room("Ada")
+        nameless = self.newcomer()
+        with mock.patch.object(self.server, "disconnect_client", lambda _: time.sleep(0.1)):
+            self.stop_server(self.server)    # while a thread needs some time to end
+        self.assertEqual(set(threading.enumerate()) - before, set())
+        self.play(f"Ada < {STOPPED}|")
+        nameless.expect(STOPPED, END)
+        self.run_server(self.server)
+        self.fill_room(self.server, "Ada", "Grace")
 
 
 ################ The program: starting
 class StartTest(ChatTest):
-    def run_program(self, *options):
-        """Run the server with options with which it ends by itself. Return its status, stdout and stderr."""
-        done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "chat_server.py", *options], cwd=HERE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE,
-                              encoding="utf-8", errors="replace")
-        return done.returncode, done.stdout, done.stderr
+    def test_the_command_that_it_prints_works_as_it_stands(self):
+        hosts = [HOST, "localhost"]
+        if LINUX:    # elsewhere only 127.0.0.1 is there without being set up
+            hosts.append("127.0.1.1")
+        with contextlib.suppress(OSError):    # this computer has no ::1
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+            hosts.append("::1")
+        for host in hosts:
+            with self.subTest(host):
+                program = self.start_program("--host", host)
+                command = r"[Oo]nly this.* python chat_client\.py --port (\d+) --host (\S+)"
+                self.assertRegex(program.greeting[1], command)
+                self.assertIn("--host 0.0.0.0", program.process.stdout.readline())
+                ada = Visitor(*re.search(command, program.greeting[1]).groups())
+                self.addCleanup(ada.close)
+                ada.join("Ada")
 
-    def test_the_first_line_says_where_it_listens_and_the_second_how_to_join(self):
-        program = self.start_program()
-        self.assertIn(f"listening on 127.0.0.1 port {program.port}", program.greeting[0])
-        self.assertRegex(program.greeting[1], rf"[Oo]nly this computer.* python chat_client\.py --port {program.port}$")
-        self.assertIn("--host 0.0.0.0", program.process.stdout.readline())    # how to let others in
-        self.visit(program, "Ada")
+    def test_open_to_the_network_it_prints_the_address_of_this_computer(self):
+        for host in ("0.0.0.0", "0"):
+            program = self.start_program("--host", host)
+            self.assertRegex(program.greeting[1], rf"--port {program.port} --host (?!0)\S")
+        with mock.patch("chat_server.socket.socket") as udp:
+            udp_socket = udp.return_value.__enter__.return_value
+            udp_socket.getsockname.return_value = ("192.0.2.7", 9)
+            said = chat_server.how_to_join("0.0.0.0", 7500)
+            self.assertTrue(said.endswith("python chat_client.py --port 7500 --host 192.0.2.7"))
+            self.assertIn("SOCK_DGRAM", str(udp.call_args))    # its connect sends nothing
+            udp_socket.connect.side_effect = OSError
+            self.assertRegex(chat_server.how_to_join("0.0.0.0", 7500), "--host .*ipconfig")
 
-    def test_open_to_the_network_it_prints_the_command_for_the_other_computers(self):
-        program = self.start_program("--host", "0.0.0.0")
-        self.assertRegex(program.greeting[1], rf"python chat_client\.py --port {program.port} --host \S")
-        self.assertNotIn("0.0.0.0", program.greeting[1])
-        program.host = HOST
-        self.visit(program, "Ada")
-
-    def test_the_rate_is_an_option(self):
-        ada, grace = self.fill_room(self.start_program("--rate", "0"), "Ada", "Grace")
-        started = time.monotonic()
-        ada.send(*map(str, range(1000)))
-        grace.expect(*[f"Ada: {number}" for number in range(1000)])
-        self.assertLess(time.monotonic() - started, 5)    # seconds; with the default rate 48
-
-    def test_a_port_in_use_is_said_in_one_line(self):
-        with socket.create_server((HOST, 0)) as other:
-            port = str(other.getsockname()[1])
-            status, output, errors = self.run_program("--port", port)
-        self.assertEqual((status, output), (1, ""))
-        self.assertRegex(errors, rf"\A.*\b{port}\b.*\n\Z")
-
-    def test_a_bad_host_is_said_in_one_line(self):
-        status, output, errors = self.run_program("--host", "203.0.113.1", "--port", "0")    # nobody's address (RFC 5737)
-        self.assertEqual((status, output), (1, ""))
-        self.assertRegex(errors, r"\A.*203\.0\.113\.1.*\n\Z")
-
-    def test_a_host_that_cannot_be_a_name_is_said_in_one_line(self):
-        status, output, errors = self.run_program("--host", "é..b", "--port", "0")    # bind raises no OSError for it
-        self.assertEqual((status, output), (1, ""))
-        self.assertRegex(errors, r"\A.*\.\.b.*\n\Z")
-
-    def test_a_port_out_of_range_or_a_negative_rate_is_refused(self):
-        for options in (("--port", "65536"), ("--port", "-1"), ("--rate", "-1", "--port", "0"), ("--port", "x")):
-            status, output, errors = self.run_program(*options)
-            self.assertEqual((status, output), (2, ""))
-            self.assertIn("error: ", errors)
-            self.assertNotIn("Traceback", errors)
-
-    def test_help_shows_each_option_and_its_default(self):
-        status, output, errors = self.run_program("--help")
-        self.assertEqual((status, errors), (0, ""))
-        options = re.split(r"\n  (?=-)", output)
-        for option, default in (("--host", "127.0.0.1"), ("--port", "7500"), ("--rate", "20"), ("--quiet", "False")):
-            text, = [" ".join(text.split()) for text in options if text.startswith(option)]
-            self.assertIn(f"(default: {default})", text)
+    def test_what_makes_no_sense_is_said_in_one_line(self):
+        other = socket.create_server((HOST, 0))
+        self.addCleanup(other.close)
+        port = other.getsockname()[1]
+        for options, status, said in (
+                (f"--port {port}", 1, rf"\A.*\b{port}\b.*\n\Z"),
+                # This is nobody's address (RFC 5737); of the next, bind raises no OSError.
+                ("--port 0 --host 203.0.113.1", 1, r"\A.*203\.0\.113\.1.*\n\Z"),
+                ("--port 0 --host é..b", 1, r"\A.*\.\.b.*\n\Z"),
+                ("--port 65536", 2, "error: a port"), ("--port -1", 2, "error: a port"),
+                ("--port 0 --rate -1", 2, "rate"), ("--port x", 2, "error: ")):
+            with self.subTest(options):
+                python = [sys.executable, "-X", "dev", "-W", "error", "chat_server.py"]
+                done = subprocess.run([*python, *options.split()], cwd=HERE, text=True,
+                                      capture_output=True, timeout=DEADLINE)
+                self.assertRegex(done.stderr, said)
+                self.assertNotIn("Traceback", done.stderr)
+                self.assertEqual((done.returncode, done.stdout), (status, ""))
 
 
 ################ The program: its log
@@ -1031,22 +877,15 @@ class LogTest(ChatTest):
     def chat(self, *options):
         """Let somebody join, speak and leave. Return what the server logged."""
         program = self.start_program(*options)
-        grace = self.visit(program, "Grace")
-        ada = self.visit(program, "Ada")
-        ada.send("hello")
-        ada.finish()
-        grace.expect("* Ada joined", "Ada: hello", "* Ada left")
-        grace.send("/quit")
-        grace.expect(END)
+        self.fill_room(program, "Grace", "Ada")
+        self.play("Ada > hello|/quit\nGrace < Ada: hello|* Ada left\nGrace > /quit\nGrace <")
         program.stop()
         return program.log
 
     def test_the_log_shows_joins_messages_and_departures_with_the_time(self):
-        lines = self.chat().splitlines()
-        for line in lines:
-            self.assertRegex(line, r"^\d\d:\d\d:\d\d \S")
-        for what in ("Grace joined", "Ada joined", "Ada: hello", "Ada left", "Grace left"):
-            self.assertEqual([line[9:] for line in lines].count(what), 1, what)
+        logged = re.findall(r"(?m)^\d\d:\d\d:\d\d (.+)$", self.chat())
+        self.assertEqual(sorted(logged), ["Ada joined", "Ada left", "Ada: hello",
+                                          "Grace joined", "Grace left"])
 
     def test_quiet_logs_none_of_it(self):
         self.assertEqual(self.chat("--quiet"), "")
@@ -1054,72 +893,44 @@ class LogTest(ChatTest):
     def test_a_paused_console_does_not_stop_the_room(self):
         program = self.start_program("--rate", "0", paused=True)
         ada, grace = self.fill_room(program, "Ada", "Grace")
-        for _ in range(200):    # of 4 KB: several times what a pipe holds
-            ada.send("x" * 4000)
-            grace.expect("Ada: " + "x" * 4000)
+        text = "x" * 4000
+        for _ in range(200):    # several times what a pipe holds
+            ada.send(text)
+            grace.expect(f"Ada: {text}")
         program.stop()
-        self.assertEqual(program.log.count("Ada: " + "x" * 4000), 200)
+        if os.name == "posix":    # on Windows, to stop it is to cut off its log
+            self.assertEqual(program.log.count(f"Ada: {text}"), 200)
 
 
 ################ The program: its limits
 class LimitsTest(ChatTest):
-    def start_with_few_files(self, setup=""):
-        return self.start_program(setup="import resource; limit = resource.RLIMIT_NOFILE\n"
-                                        f"resource.setrlimit(limit, (20, resource.getrlimit(limit)[1]))\n{setup}")
-
-    def let_somebody_leave(self, program):
-        visitor = self.visit(program)
-        visitor.send("/quit")
-        visitor.expect(PROMPT, END)
-        wait_until(lambda: " left" in program.log)
-
-    @limits_only
     def test_out_of_file_descriptors_it_logs_once_and_the_room_goes_on(self):
-        program = self.start_with_few_files()
-        self.let_somebody_leave(program)
-        ada, grace = self.fill_room(program, "Ada", "Grace")
+        program = self.start_program(setup="import resource\n"
+                                     "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))")
+        self.visit(program, "Bob").send("/quit")
+        # Python 3.8 on Linux opens a library when its first thread ends: now, while it can.
+        program.wait_for_log("Bob left")
+        self.fill_room(program, "Ada", "Grace")
         crowd = [self.visit(program) for _ in range(30)]
-        wait_until(lambda: "could not connect" in program.log)
-        end = time.monotonic() + 0.5    # seconds; the server tries again every 0.1 s
-        while time.monotonic() < end:
-            ada.send("hello")
-            grace.send("hello")
-            grace.expect("Ada: hello")
-            ada.expect("Grace: hello")
+        program.wait_for_log("could not connect")
+        before, end = LINUX and processor_time(program.process.pid), time.monotonic() + 0.5
+        self.play("Ada > hello\nGrace < Ada: hello")
+        wait_until(lambda: time.monotonic() > end)    # the server tries again every 0.1 s
+        if LINUX:    # where one can see that it waits in between
+            self.assertLess(processor_time(program.process.pid) - before, 0.2)
         self.assertEqual(program.log.count("could not connect"), 1)
         for visitor in crowd:
             visitor.close()
-        self.visit(program, "Bob")
-        ada.expect("* Bob joined")
+        self.visit(program, "Alan")
+        self.play("Ada < * Alan joined")
 
-    @limits_only
-    def test_out_of_file_descriptors_those_without_a_nickname_are_shown_out_all_the_same(self):
-        program = self.start_with_few_files("import chat_server; chat_server.NICKNAME_TIMEOUT = 0.2")
-        self.let_somebody_leave(program)
-        crowd = [self.visit(program) for _ in range(30)]
-        wait_until(lambda: "could not connect" in program.log)
-        crowd[0].expect(PROMPT, "* No nickname came within 0.2 seconds.", END)
-
-    @limits_only
-    def test_out_of_file_descriptors_the_first_who_leaves_ends_nothing(self):
-        program = self.start_with_few_files()    # Python 3.8 on Linux opens a library when its first thread ends
-        ada, grace = self.fill_room(program, "Ada", "Grace")
-        for _ in range(30):
-            self.visit(program)
-        wait_until(lambda: "could not connect" in program.log)
-        grace.send("/quit")
-        ada.expect("* Grace left")
-        ada.send("/who")
-        ada.expect("* Online (1): Ada")
-
-    @proc_only
+    @linux_only
     def test_an_idle_visitor_takes_less_than_40_kib(self):
         program = self.start_program("--quiet", checks=False)
         self.fill_room(program, "Ada")
         before = memory(program.process.pid)
-        visitors = [self.visit(program, f"Visitor {number}") for number in range(300)]
-        visitors[-1].send("/who")
-        visitors[-1].lines_until("* Online (301): Ada, " + ", ".join(f"Visitor {number}" for number in range(300)))
+        for number in range(300):    # each asserts that it is in the room
+            self.visit(program, f"Visitor {number}")
         self.assertLess((memory(program.process.pid) - before) / 300, 40)
 
 
@@ -1128,33 +939,33 @@ class LimitsTest(ChatTest):
 class StopTest(ChatTest):
     def test_everybody_hears_that_the_server_stops_and_the_port_is_free_at_once(self):
         program = self.start_program()
-        visitors = [self.visit(program, f"Visitor {number}") for number in range(50)]
-        self.assertLess(program.stop(), 2)
-        for visitor in visitors:
-            self.assertEqual([line for line in visitor.lines_until(STOPPED) if "joined" not in line], [STOPPED])
-            visitor.expect(END)
-        self.visit(self.start_program("--port", str(program.port)), "Ada")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            visitors = [self.visit(program, f"Visitor {number}") for number in range(50)]
+            self.assertLess(program.stop(number), 2)
+            for visitor in visitors:
+                self.assertNotIn(" left", "".join(visitor.lines_until(STOPPED)))
+                visitor.expect(END)
+            program = self.start_program("--port", str(program.port))
+
+    def test_a_second_ctrl_c_changes_nothing(self):
+        program = self.start_program(setup="""import os, signal
+stop = chat_server.ChatServer.stop
+def stop_twice(server):
+    os.kill(os.getpid(), signal.SIGINT)
+    stop(server)
+chat_server.ChatServer.stop = stop_twice""")
+        ada = self.visit(program, "Ada")
+        program.stop()
+        ada.expect(STOPPED, END)
 
     def test_neither_a_nameless_visitor_nor_a_flood_delays_the_end(self):
-        program = self.start_program()
+        program = self.start_program("--rate", "1")
         nameless, flooder = self.visit(program), self.visit(program, "Flooder")
         nameless.expect(PROMPT)
-
-        def flood():
-            try:
-                while True:
-                    flooder.send_bytes(b"hello\n" * 1000)
-            except OSError:
-                pass    # the server has stopped
-        thread = threading.Thread(target=flood)
-        thread.start()
-        self.addCleanup(thread.join)
-        wait_until(lambda: program.log.count("Flooder: hello") > 30)
+        self.keep_sending(flooder, b"hello\n" + (b"x" * 4000 + b"\n") * 100)
+        program.wait_for_log("Flooder: hello")    # the next line must wait for 15 seconds
         self.assertLess(program.stop(), 2)
         nameless.expect(STOPPED, END)
-
-    def test_nobody_has_to_be_there(self):
-        self.assertLess(self.start_program().stop(), 2)
 
 
 ################ The client: its connection
@@ -1237,149 +1048,141 @@ class ClientCase(ChatTest):
 
 
 class ConnectionTest(ClientCase):
-    def connect(self, server, nickname=""):
-        """Return a client that is connected, and in the room if there is a nickname."""
+    def connect(self, server, nickname="Ada"):
+        """Return a client that connects, and a function that waits for what comes next."""
         client = chat_client.ChatClient(server.host, server.port)
-        self.addCleanup(lambda: client.socket and client.close())
-        client.connect()
-        if nickname:
-            client.join(nickname)
-        return client
+        client.start(nickname)
+        self.addCleanup(client.close)
+        return client, functools.partial(client.incoming.get, timeout=DEADLINE)
 
-    def hear(self, client):
-        """Let the client receive, and return a function that waits for the next line."""
-        lines = queue.Queue()
-        client.start_receiving(lines.put)
-        return functools.partial(lines.get, timeout=DEADLINE)
-
-    def test_it_joins_sends_and_receives(self):
+    def join(self, nickname="Ada"):
+        """Return Grace, a visitor, and a client that is in the room with her, and its function."""
         server = self.start_server()
         grace = self.visit(server, "Grace")
-        ada = self.connect(server, "Ada")
-        grace.expect("* Ada joined")
-        line = self.hear(ada)
-        self.assertEqual([line(), line()], ["* Welcome, Ada!", "* Online (2): Grace, Ada"])
+        client, line = self.connect(server, nickname)
+        grace.expect(f"* {nickname} joined")
+        self.assertEqual([line(), line()],
+                         [f"* Welcome, {nickname}!", f"* Online (2): Grace, {nickname}"])
+        return grace, client, line
+
+    def assert_fails(self, server, reason, nickname="Ada", kind=chat_client.ChatError):
+        """Assert that nothing but this reason comes from an attempt to join."""
+        client, line = self.connect(server, nickname)
+        error = line()
+        self.assertIs(type(error), kind)
+        self.assertRegex(str(error), reason)
+        client.thread.join(DEADLINE)    # which closes the connection
+        self.assertFalse(client.thread.is_alive())
+
+    def test_it_joins_sends_and_receives(self):
+        grace, ada, line = self.join()
         ada.send_message("hello")
         grace.expect("Ada: hello")
         grace.send("good morning")
         self.assertEqual(line(), "Grace: good morning")
 
-    def test_a_refused_nickname_carries_the_reason_and_another_can_be_tried(self):
+    def test_a_refused_nickname_carries_the_reason_and_ends_the_connection(self):
         server = self.start_server()
         grace = self.visit(server, "Grace")
-        client = self.connect(server)
-        for nickname, reason in (("Grace", "Somebody here is called Grace already"), ("", "1 to 20 characters")):
-            with self.assertRaises(chat_client.NicknameRefused) as caught:
-                client.join(nickname)
-            self.assertIn(reason, str(caught.exception))
-            self.assertNotIn("NICK", str(caught.exception))
-        client.join("Ada")
-        grace.expect("* Ada joined")
-
-    def test_white_space_in_a_nickname_is_one_line_all_the_same(self):
-        server = self.start_server()
-        line = self.hear(self.connect(server, " Ada\nLovelace "))
-        self.assertEqual(line(), "* Welcome, Ada Lovelace!")
+        self.assert_fails(server, "^Somebody here is called Grace already", "Grace",
+                          kind=chat_client.NicknameRefused)
+        wait_until(lambda: len(server.connected_clients) == 1)
+        self.connect(server, " Ada\nLovelace ")    # white space is one line all the same
+        grace.expect("* Ada Lovelace joined")
 
     def test_a_message_of_4096_bytes_is_sent_and_a_longer_one_is_not(self):
-        server = self.start_server()
-        grace = self.visit(server, "Grace")
-        ada = self.connect(server, "Ada")
-        with self.assertRaisesRegex(chat_client.ChatError, "4096.*4097"):
-            ada.send_message("x" * 4097)
-        with self.assertRaises(chat_client.ChatError):
-            ada.send_message("🙂" * 1025)
+        grace, ada, _ = self.join()
+        for text in ("x" * 4097, "🙂" * 1025):
+            with self.assertRaisesRegex(chat_client.ChatError, f"4096.*{len(text.encode())}"):
+                ada.send_message(text)
         ada.send_message("🙂" * 1024)
-        grace.expect("* Ada joined", "Ada: " + "🙂" * 1024)
+        ada.send_message("caf\udce9")    # what Python makes of a byte that is no UTF-8
+        grace.expect("Ada: " + "🙂" * 1024, "Ada: caf?")
 
-    def test_a_broken_character_is_sent_as_a_question_mark(self):
-        server = self.start_server()
-        grace = self.visit(server, "Grace")
-        self.connect(server, "Ada").send_message("caf\udce9")    # what Python makes of a byte that is no UTF-8
-        grace.expect("* Ada joined", "Ada: caf?")
-
-    def test_small_messages_do_not_wait(self):
-        client = self.connect(self.start_server())
-        self.assertTrue(client.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    def test_a_server_that_vanished_is_noticed(self):
-        client = self.connect(self.start_server())
+    def test_a_server_that_vanished_is_noticed_and_small_messages_do_not_wait(self):
+        _, client, _ = self.join()
         self.assertTrue(client.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
-        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        for option, value in client.TCP_OPTIONS.items():
             if hasattr(socket, option):
-                self.assertEqual(client.socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, option)), value, option)
+                found = client.socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+                self.assertEqual(found, value, option)
 
     def test_one_who_is_silent_for_long_stays_connected(self):
-        self.set(ANSWER_TIMEOUT=0.1)
-        server = self.start_server()
-        grace = self.visit(server, "Grace")
-        line = self.hear(self.connect(server, "Ada"))
-        self.assertEqual([line(), line()], ["* Welcome, Ada!", "* Online (2): Grace, Ada"])
+        self.set(JOIN_TIMEOUT=0.2)
+        grace, _, line = self.join()
         with self.assertRaises(queue.Empty):
-            line(timeout=0.3)    # longer than ANSWER_TIMEOUT
+            line(timeout=0.4)    # longer than JOIN_TIMEOUT
         grace.send("hello")
         self.assertEqual(line(), "Grace: hello")
 
     def test_a_character_that_packets_cut_in_half_arrives_whole(self):
         pieces = [bytes([byte]) for byte in "* é漢🙂\n".encode()]
-        line = self.hear(self.connect(self.start_raw_server(saying(b"* Hi\n", *pieces)), "Ada"))
+        _, line = self.connect(self.start_raw_server(saying(b"* Hi\n", *pieces)))
         self.assertEqual([line(), line()], ["* Hi", "* é漢🙂"])
 
-    def test_only_a_line_feed_ends_a_line_and_bytes_that_are_no_utf8_are_replaced(self):
-        server = self.start_raw_server(saying("Hi\r\none\u2028\x0ctwo\rthree\ncaf".encode() + b"\xe9\n"))
-        line = self.hear(self.connect(server, "Ada"))
-        self.assertEqual([line(), line(), line()], ["Hi", "one\u2028\x0ctwo\rthree", "caf\ufffd"])
-
-    def test_a_server_that_asks_for_no_nickname_lets_us_in_at_once(self):
-        line = self.hear(self.connect(self.start_raw_server(saying(b"Welcome to Simple Chat!\n")), "Ada"))
-        self.assertEqual(line(), "Welcome to Simple Chat!")
+    def test_only_a_line_feed_ends_a_line_and_what_could_harm_is_removed(self):
+        said = "Hi\r\none\u2028\x0ctwo\rthree\x1b[31m\u202e\ncaf".encode() + b"\xe9\n"
+        _, line = self.connect(self.start_raw_server(saying(said)))
+        self.assertEqual([line(), line(), line()], ["Hi", "onetwothree[31m", "caf\ufffd"])
 
     def test_nobody_listening_is_said(self):
-        port = self.free_port()
-        with self.assertRaisesRegex(chat_client.ChatError, f"^Nobody answers at 127.0.0.1 port {port}"):
-            chat_client.ChatClient(HOST, port).connect()
+        address = Address(HOST, self.free_port())
+        self.assert_fails(address, f"^Nobody answers at 127.0.0.1 port {address.port}")
 
     def test_a_computer_that_does_not_exist_is_said(self):
         for host in ("no-such-computer.invalid", "a..b"):    # the second is not even asked for
-            with self.assertRaisesRegex(chat_client.ChatError, f"^There is no computer called {host}"):
-                chat_client.ChatClient(host, 7500).connect()
+            self.assert_fails(Address(host, 7500), f"^There is no computer called {host}")
 
-    def test_a_server_that_says_nothing_is_given_up(self):
-        self.assertLessEqual(chat_client.ANSWER_TIMEOUT, 10)
-        self.set(ANSWER_TIMEOUT=0.1)
-        with self.assertRaisesRegex(chat_client.ChatError, "says nothing"):
-            self.connect(self.start_raw_server(until_closed))
+    def test_a_server_that_does_not_answer_in_time_is_given_up_whatever_it_dribbles(self):
+        self.set(JOIN_TIMEOUT=0.3)
 
-    def test_a_server_that_does_not_answer_to_a_nickname_is_given_up(self):
-        self.set(ANSWER_TIMEOUT=0.1)
-        with self.assertRaisesRegex(chat_client.ChatError, "says nothing"):
-            self.connect(self.start_raw_server(saying(b"NICK Who?\n")), "Ada")
+        def dribble(connection):
+            connection.settimeout(0.05)
+            for _ in range(200):
+                connection.sendall(b"x")
+                with contextlib.suppress(socket.timeout):
+                    if not connection.recv(100):
+                        return
+        for talk in (until_closed, saying(b"NICK Who?\n"), dribble):
+            started = time.monotonic()
+            self.assert_fails(self.start_raw_server(talk), "says nothing")
+            self.assertLess(time.monotonic() - started, 2)
+
+    def test_a_name_server_that_answers_late_lets_nobody_in_afterwards(self):
+        self.set(JOIN_TIMEOUT=0.1)
+        server, answer = self.start_server(), threading.Event()
+        self.addCleanup(answer.set)
+        connect = socket.create_connection
+
+        def late(*arguments):
+            answer.wait(DEADLINE)
+            return connect(*arguments)
+        with mock.patch.object(chat_client.socket, "create_connection", late):
+            client, line = self.connect(server)
+            self.assertRegex(str(line()), "says nothing")
+            answer.set()
+            client.thread.join(DEADLINE)
+        grace = self.visit(server)
+        grace.send("Grace")
+        grace.expect(PROMPT, "* Welcome, Grace!", "* Online (1): Grace")
 
     def test_a_server_that_closes_at_once_is_said(self):
-        with self.assertRaisesRegex(chat_client.ChatError, "closed"):
-            self.connect(self.start_raw_server(lambda connection: None))
-
-    def test_a_failed_attempt_leaves_no_connection_behind(self):
-        server = self.start_server()
-        self.visit(server, "Grace")
-        try:
-            chat_client.enter_room(server.host, server.port, "Grace")
-        except chat_client.NicknameRefused as error:
-            refusal = error    # keeps all that it came from, so that nothing is closed only because it is forgotten
-        self.assertIn("called Grace already", str(refusal))
-        wait_until(lambda: len(server.connected_clients) == 1)
+        self.assert_fails(self.start_raw_server(lambda connection: None), "lost")
 
     def test_the_end_of_the_connection_is_told_once(self):
         def talk(connection):
             connection.sendall(b"Hi\nlast words")
-        line = self.hear(self.connect(self.start_raw_server(talk), "Ada"))
-        self.assertEqual([line(), line(), line()], ["Hi", "last words", None])
+        client, line = self.connect(self.start_raw_server(talk))
+        self.assertEqual([line(), line()], ["Hi", "last words"])
+        self.assertRegex(str(line()), "lost")
         with self.assertRaises(queue.Empty):
             line(timeout=0.05)
+        with self.assertRaisesRegex(chat_client.ChatError, "^Not sent: .*lost"):
+            client.send_message("hello")
 
     def test_an_endless_line_comes_in_pieces(self):
         size, heard = 4 * 1024 * 1024, 0
-        line = self.hear(self.connect(self.start_raw_server(saying(b"x" * size)), "Ada"))
+        _, line = self.connect(self.start_raw_server(saying(b"x" * size)))
         while heard < size - 65536:
             piece = len(line())
             self.assertLessEqual(piece, 65536)
@@ -1394,30 +1197,23 @@ class ConnectionTest(ClientCase):
                 heard.extend(file)    # until the client says that nothing more comes
             time.sleep(0.2)
             heard.append("closed")
-        client = self.connect(self.start_raw_server(talk), "Ada")
-        self.hear(client)
+        client, line = self.connect(self.start_raw_server(talk))
+        line()
         client.send_message("last words")
         client.close()
         self.assertEqual(heard, [b"last words\n", "closed"])
 
     def test_to_close_does_not_wait_for_ever(self):
         self.set(CLOSE_TIMEOUT=0.1)
-        server = self.start_raw_server(lambda connection: (connection.sendall(b"Hi\n"), done.wait(DEADLINE)))
         done = threading.Event()
-        client = self.connect(server, "Ada")
-        self.hear(client)
+        server = self.start_raw_server(
+            lambda connection: (connection.sendall(b"Hi\n"), done.wait(DEADLINE)))
+        client, line = self.connect(server)
         self.addCleanup(done.set)
+        line()
         started = time.monotonic()
         client.close()
         self.assertLess(time.monotonic() - started, 1)
-
-    def test_after_the_end_of_the_connection_sending_says_so(self):
-        client = self.connect(self.start_raw_server(lambda connection: connection.sendall(b"Hi\n")), "Ada")
-        line = self.hear(client)
-        self.assertEqual([line(), line()], ["Hi", None])
-        client.close()
-        with self.assertRaisesRegex(chat_client.ChatError, "^Not sent: .*lost"):
-            client.send_message("hello")
 
 
 ################ The client: the terminal
@@ -1425,11 +1221,11 @@ class ClientProcess:
     """chat_client.py as a program, through pipes. `setup` is Python code that runs first."""
     check = ChatTest()
 
-    def __init__(self, *options, setup="", environment=None, folder=HERE):
+    def __init__(self, *options, setup="", environment=None, folder=HERE, stdin=subprocess.PIPE):
         start = ["-c", f"import chat_client\n{setup}\nchat_client.main()"] if setup else ["chat_client.py"]
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", *start, *options], cwd=folder, encoding="utf-8",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "", "PYTHONIOENCODING": "utf-8", **(environment or {})})
         self.watchdog = threading.Timer(30, self.process.kill)    # so that no test waits for ever
         self.watchdog.daemon = True
@@ -1471,10 +1267,9 @@ class ClientProcess:
         self.process.wait()
         self.process.stdout.close()
         self.process.stderr.close()
-        try:
-            self.process.stdin.close()
-        except OSError:
-            pass    # nobody reads it any more
+        if self.process.stdin:
+            with contextlib.suppress(OSError):    # nobody reads it any more
+                self.process.stdin.close()
 
 
 class TerminalTest(ClientCase):
@@ -1507,16 +1302,59 @@ class TerminalTest(ClientCase):
         ada.expect("* Welcome, Ada!")
         grace.expect("* Ada joined", "Ada: hello")
 
-    def test_a_refused_nickname_is_explained_and_asked_for_again(self):
+    def test_a_refused_nickname_in_a_pipe_ends_it_and_nobody_joins(self):
         server = self.start_server()
         grace = self.visit(server, "Grace")
-        for options, typed in (((), ["Grace", "Ada"]), (("--nickname", "Grace"), ["Ada"])):
-            ada = self.start_terminal(server, *options)
-            ada.type(*typed)
-            ada.expect("Somebody here is called Grace already. Choose another.", "* Welcome, Ada!")
+        for options, typed in (((), ["Grace"]), (("--nickname", "Grace"), [])):
+            poet = self.start_terminal(server, *options)
+            poet.type(*typed, "The first verse", "The second")
+            poet.expect_end(1, errors="Somebody here is called Grace already")
+        grace.send("/who")
+        grace.expect("* Online (1): Grace")
+
+    @posix_only
+    def test_a_refused_nickname_at_a_terminal_is_asked_for_again(self):
+        import pty    # which Windows does not have
+        server = self.start_server()
+        grace = self.visit(server, "Grace")
+        ours, theirs = pty.openpty()
+        with open(ours, "wb", 0) as keyboard, open(theirs, "rb") as terminal:
+            ada = self.start_terminal(server, "--nickname", "Grace", stdin=terminal)
+            ada.expect("Somebody here is called Grace already. Choose another.")
+            keyboard.write(b"Ada\n")
+            ada.expect("* Welcome, Ada!")
             grace.expect("* Ada joined")
-            ada.type("/quit")
+            keyboard.write(b"/quit\n")
             grace.expect("* Ada left")
+
+    @posix_only
+    def test_a_closed_or_full_input_or_output_is_no_traceback(self):
+        server = self.start_server()
+        self.visit(server, "Grace")
+        command = [sys.executable, "-X", "dev", "-W", "error", "chat_client.py", "--text",
+                   "--nickname", "Ada", "--host", HOST, "--port", str(server.port)]
+        for number, redirection in enumerate(("<&-", ">&-", "> /dev/full")):
+            if "full" in redirection and not os.path.exists("/dev/full"):
+                continue
+            with self.subTest(redirection):
+                command[8] = f"Ada {number}"    # the one before may not have left yet
+                done = subprocess.run(["sh", "-c", f'"$@" {redirection}', "sh", *command],
+                                      cwd=HERE, timeout=DEADLINE, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                self.assertEqual(done.returncode, 1, done)
+                self.assertLessEqual(done.stderr.count(b"\n"), 1, done.stderr.decode())
+
+    @posix_only
+    def test_nobody_reading_the_output_any_more_is_no_traceback(self):
+        grace, ada = self.chat()
+        ada.process.stdout.close()
+        wait_until(lambda: grace.send("hello") or ada.process.poll() is not None)
+        self.assertEqual((ada.process.returncode, ada.process.stderr.read()), (1, ""))
+
+    def test_what_could_drive_the_terminal_is_not_printed(self):
+        server = self.start_raw_server(saying(b"Hi\x1b[2J \x1b]0;title\x07there\n"))
+        ada = self.start_terminal(server, "--nickname", "Ada")
+        ada.expect("Hi[2J ]0;titlethere")
 
     def test_quit_ends_it_and_the_last_message_arrives(self):
         for text in ("/quit", "/quit for today"):
@@ -1610,12 +1448,12 @@ sys.exit()""")
 
     def test_a_server_that_says_nothing_is_said_in_one_line(self):
         ada = self.start_terminal(self.start_raw_server(until_closed), "--nickname", "Ada",
-                                  setup="chat_client.ANSWER_TIMEOUT = 0.1")
+                                  setup="chat_client.JOIN_TIMEOUT = 0.1")
         ada.expect_end(1, errors=".*says nothing")
 
     def test_a_server_that_closes_at_once_is_said_in_one_line(self):
         ada = self.start_terminal(self.start_raw_server(lambda connection: None), "--nickname", "Ada")
-        ada.expect_end(1, errors="The server closed the connection")
+        ada.expect_end(1, errors="The connection to the server is lost")
 
     def test_a_server_that_asks_for_no_nickname_lets_us_in(self):
         ada = self.start_terminal(self.start_raw_server(saying(b"Welcome to Simple Chat!\n")), "--nickname", "Ada")
@@ -1680,19 +1518,17 @@ class WindowCase(ClientCase):
 
     @classmethod
     def setUpClass(cls):
-        try:
-            import tkinter
-            from tkinter import font, ttk
-            tkinter.Tk().destroy()
-        except ImportError:
+        if not chat_client.tkinter:
             raise unittest.SkipTest("needs Tkinter, which this Python does not have")
-        except tkinter.TclError as error:
+        cls.tkinter = chat_client.tkinter
+        try:
+            cls.tkinter.Tk().destroy()
+        except cls.tkinter.TclError as error:
             raise unittest.SkipTest(f"needs a screen: {error}")
-        chat_client.tkinter, chat_client.font, chat_client.ttk = tkinter, font, ttk    # as open_window does
-        cls.tkinter = tkinter
 
     def setUp(self):
         super().setUp()
+        self.threads = threading.active_count()
         gc.disable()    # what belongs to Tk must not be collected by another thread: that ends the process
         self.addCleanup(gc.enable)
         errors = []     # an error in what a key or a timer calls fails the test
@@ -1806,6 +1642,7 @@ class DialogTest(WindowCase):
     def assert_refused(self, *values, says):
         """Assert that the dialog does not accept these values, says why, and keeps what was typed."""
         self.fill_in(*values)
+        self.pump(lambda: self.status() != "Connecting…")
         self.assertRegex(self.status(), says)
         self.assertEqual([typed for typed, value in zip(self.typed(), values) if value is not None],
                          [value for value in values if value is not None])
@@ -1842,7 +1679,7 @@ class DialogTest(WindowCase):
 
     def test_an_empty_nickname_is_refused_with_the_reason_of_the_server(self):
         self.open(self.start_server(), "")
-        self.assert_refused("", says="1 to 20 characters")
+        self.assert_refused("", says="at least 1 visible character")
         self.fill_in("Ada")
         self.see("* Welcome, Ada!", "* Online (1): Ada")
 
@@ -1856,7 +1693,7 @@ class DialogTest(WindowCase):
 
     def test_a_port_that_is_none_is_said(self):
         self.open(self.start_server(), "")
-        for port in ("", "x", "0", "65536", "-1", "7500.0", "²", "٣"):
+        for port in ("", "x", "0", "65536", "-1", "7500.0", "²"):
             self.assert_refused("Ada", None, port, says="from 1 to 65535")
 
     def test_nobody_listening_is_said(self):
@@ -1870,11 +1707,47 @@ class DialogTest(WindowCase):
             self.assert_refused("Ada", host, says=f"^There is no computer called {host}")
 
     def test_a_server_that_says_nothing_or_closes_is_said(self):
-        self.set(ANSWER_TIMEOUT=0.1)
+        self.set(JOIN_TIMEOUT=0.2)
         self.open(self.start_raw_server(until_closed), "")
         self.assert_refused("Ada", says="says nothing")
         closing = self.start_raw_server(lambda connection: None)
-        self.assert_refused("Ada", None, str(closing.port), says="closed")
+        self.assert_refused("Ada", None, str(closing.port), says="lost")
+
+    def test_an_empty_server_field_is_said(self):
+        self.open(self.start_server(), "")
+        self.assert_refused("Ada", "", says="empty")
+
+    def test_one_types_over_a_refused_nickname(self):
+        server = self.start_server()
+        self.visit(server, "Grace")
+        self.open(server, "")
+        self.assert_refused("Grace", says="called Grace already")
+        field = self.parts("TEntry")[0]
+        self.focus(field)
+        for key in "Eve":
+            field.event_generate("<Key>", keysym=key)
+        self.assertEqual(field.get(), "Eve")
+
+    def test_while_it_connects_the_dialog_lives_and_enter_is_one_attempt(self):
+        attempts = []
+
+        def talk(connection):
+            attempts.append(connection)
+            until_closed(connection)
+            attempts.append("closed")
+        self.open(self.start_raw_server(talk), "")
+        for _ in range(3):
+            self.fill_in("Ada")
+        button, = self.parts("TButton")
+        self.assertTrue(button.instate(["disabled"]))
+        self.assertEqual(self.status(), "Connecting…")
+        self.pump(lambda: attempts)
+        self.assertEqual(threading.active_count(), self.threads + 3)    # talk, client, timer
+        started = time.monotonic()
+        self.parts("TEntry")[0].event_generate("<Escape>")
+        self.assertFalse(self.is_open())
+        self.assertLess(time.monotonic() - started, 0.5)
+        wait_until(lambda: attempts[1:] == ["closed"])
 
     def test_with_a_nickname_from_the_command_line_it_is_not_shown(self):
         self.open(self.start_server(), "Ada")
@@ -2192,6 +2065,113 @@ class WritingTest(WindowCase):
         self.assertEqual([line.split()[0] for line in heard], [b"%d" % number for number in range(sent)])
 
 
+class KeyboardTest(WindowCase):
+    """The hands stay on the keyboard."""
+    def test_after_a_click_on_send_one_types_on_and_enter_presses_a_focused_button(self):
+        grace = self.chat()
+        self.entry.insert(0, "hello")
+        self.focus(self.button)    # as a click on it does
+        self.button.event_generate("<Return>")
+        grace.expect("Ada: hello")
+        self.pump(lambda: self.root.focus_get() == self.entry)
+
+    def test_what_is_typed_on_the_messages_goes_to_the_entry(self):
+        self.chat()
+        self.listbox.selection_set(0)
+        self.focus(self.listbox)
+        self.listbox.event_generate("<Key>", keysym="h")
+        self.assertEqual(self.entry.get(), "h")
+        self.pump(lambda: self.root.focus_get() == self.entry)
+        self.focus(self.listbox)
+        self.listbox.event_generate("<Control-c>")
+        self.assertEqual(self.entry.get(), "h")
+        self.assertEqual(self.root.clipboard_get(), "* Welcome, Ada!")
+
+    def test_control_a_selects_all_of_an_entry(self):
+        self.chat()
+        if self.root.tk.call("tk", "windowingsystem") == "aqua":
+            self.skipTest("on macOS it is Cmd+A, which is Tk's own")
+        self.entry.insert(0, "one two")
+        self.focus(self.entry)
+        self.entry.event_generate("<Control-a>")
+        self.assertEqual(self.entry.selection_get(), "one two")
+
+    def test_page_up_and_page_down_scroll_the_messages_from_the_entry(self):
+        grace = self.chat()
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.focus(self.entry)
+        self.entry.event_generate("<Prior>")
+        self.assertLess(self.listbox.yview()[1], 1)
+        self.entry.event_generate("<Next>")
+        self.assertEqual(self.listbox.yview()[1], 1)
+
+    def test_the_arrow_keys_start_at_the_newest_message(self):
+        grace = self.chat()
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.focus(self.listbox)
+        self.listbox.event_generate("<Up>")
+        self.assertGreaterEqual(self.listbox.curselection()[0], self.listbox.size() - 2)
+
+
+class LookTest(WindowCase):
+    def test_colours_have_a_contrast_of_4_5_on_white_and_on_black(self):
+        def luminance(colour):    # as WCAG 2 defines it
+            parts = [int(colour[start:start + 2], 16) / 255 for start in (1, 3, 5)]
+            red, green, blue = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+                                for part in parts]
+            return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        for colour in chat_client.MessageList.COLOURS.values():
+            self.assertGreaterEqual(1.05 / (luminance(colour) + 0.05), 4.5)
+            self.assertGreaterEqual((luminance(colour) + 0.05) / 0.05, 4.5)
+
+    def test_the_second_rows_of_a_message_begin_under_its_text(self):
+        grace = self.chat()
+        grace.send("some words " * 30)
+        self.pump(lambda: self.listbox.size() > 3)
+        measure = self.tkinter.font.nametofont("TkTextFont").measure
+        row = self.rows()[3]
+        indent = measure(row[:len(row) - len(row.lstrip())])
+        self.assertLessEqual(abs(indent - measure(self.rows()[2][:7])), measure(" ") / 2 + 1)
+
+    def test_the_window_has_a_class_of_its_own(self):
+        self.chat()
+        self.assertEqual(self.root.winfo_class(), "Chat")
+
+    def test_very_much_text_is_wrapped_again_in_half_a_second(self):
+        self.chat()
+        messages = self.window.message_list
+        messages.add([f"Grace: {number} " + "x" * 4090 for number in range(5000)])
+        self.assertIn("Grace: 4999 ", " ".join(self.rows()))
+        waits = []
+        for width in (700, 500, 600):    # a machine that is busy may need a second try
+            started = time.monotonic()
+            messages.width = width
+            messages.rewrap()
+            waits.append(time.monotonic() - started)
+        self.assertLess(min(waits), 0.5)
+
+    def test_an_error_does_not_stop_the_looking(self):
+        grace = self.chat()
+        with mock.patch.object(self.tkinter.Tk, "report_callback_exception") as report:
+            with mock.patch.object(self.root, "focus_displayof", side_effect=KeyError("popdown")):
+                self.pump(lambda: report.called)    # Tk does this while some menus are open
+            self.root.update()
+        grace.send("hello")
+        self.see("Grace: hello")
+
+    def test_on_windows_the_program_says_that_it_knows_high_resolutions(self):
+        import ctypes
+        with mock.patch.object(chat_client.sys, "platform", "win32"), \
+                mock.patch.object(ctypes, "OleDLL", create=True) as library, \
+                mock.patch.object(self.tkinter, "Tk", side_effect=self.tkinter.TclError("none")):
+            with self.assertRaisesRegex(chat_client.ChatError, "no screen.*--text"):
+                chat_client.open_window(HOST, 7500, "")
+            library.assert_called_once_with("shcore")
+            library().SetProcessDpiAwareness.assert_called_once_with(1)
+
+
 class UnreadTest(WindowCase):
     def test_the_title_counts_the_unread_messages_until_the_window_has_the_focus(self):
         server = self.start_server()
@@ -2219,6 +2199,19 @@ class UnreadTest(WindowCase):
         self.pump(lambda: self.root.title() == "Chat - Ada")
 
 
+    def test_scrolled_up_what_comes_is_counted_until_one_is_at_the_end_again(self):
+        grace = self.chat()
+        self.focus(self.entry)
+        grace.send(*map(str, range(100)))
+        self.see("Grace: 99")
+        self.pump(lambda: self.root.title() == "Chat - Ada")
+        self.listbox.yview(10)
+        grace.send("one", "two")
+        self.pump(lambda: self.root.title() == "(2) Chat - Ada")
+        self.listbox.yview("end")
+        self.pump(lambda: self.root.title() == "Chat - Ada")
+
+
 class ReconnectTest(WindowCase):
     LOST = "* The connection to the server is lost."
 
@@ -2240,13 +2233,16 @@ class ReconnectTest(WindowCase):
         self.press_enter()
         self.see(self.LOST, "* Not sent: the connection to the server is lost.")
         self.assertEqual(self.entry.get(), "half a sent")
+        self.assertEqual(self.root.title(), "Chat - Ada (connection lost)")
+        self.write("/quit")
+        self.assertFalse(self.is_open())
 
     def test_reconnect_asks_again_and_goes_on_in_the_same_window(self):
         server = self.lose()
         self.button.invoke()
         self.assertEqual(self.typed(), ["Ada", HOST, str(server.port)])
         self.fill_in("Ada")
-        self.assertRegex(self.status(), "^Nobody answers")
+        self.pump(lambda: self.status().startswith("Nobody answers"))
         server = self.start_program("--port", str(server.port))
         grace = self.visit(server, "Grace")
         self.fill_in("Ada L.")
@@ -2275,7 +2271,10 @@ class ReconnectTest(WindowCase):
     def test_one_dialog_at_a_time_is_enough(self):
         self.lose()
         self.button.invoke()
+        self.pump(self.dialog().winfo_viewable)
+        self.root.lift()
         self.button.invoke()
+        self.pump(lambda: self.root.tk.call("wm", "stackorder", self.dialog(), "isabove", "."))
         self.assertEqual([child.winfo_class() for child in self.root.winfo_children()].count("Toplevel"), 1)
         self.dialog().destroy()
 
