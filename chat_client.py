@@ -30,11 +30,11 @@ except ImportError:
 HOST, PORT = "127.0.0.1", 7500
 MAX_LINE = 4096           # bytes in a message, as in the server
 JOIN_TIMEOUT = 10         # seconds for connecting and for the server's answers, all together
-CLOSE_TIMEOUT = 2         # seconds for the server to read our last lines
+CLOSE_TIMEOUT = 2         # seconds for the server to read what the window sent last
 TICK = 20                 # milliseconds between two looks into the queue
 LINES_A_TICK = 100        # at most, so that the window answers while thousands come
 MAX_MESSAGES = 5000       # that the window keeps,
-MAX_TEXT = 1_000_000      # and characters in all of them
+MAX_ROWS = 10_000         # and how many rows they may fill
 
 
 ################ The connection
@@ -67,17 +67,18 @@ class ChatClient:
     def start(self, nickname):
         """Connect, join and receive in a thread. Within JOIN_TIMEOUT, `incoming` tells more."""
         self.thread = threading.Thread(target=self.receive_messages, args=(nickname,))
-        self.thread.daemon = True
         self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
-        self.timer.daemon = True
-        self.timer.start()
-        self.thread.start()
+        for thread in (self.timer, self.thread):
+            thread.daemon = True    # the program may end without waiting for it
+            thread.start()
 
     def receive_messages(self, nickname):
         """Put what comes into the queue. The thread that start() starts runs this."""
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
+                if self.closing:    # that came too late
+                    return
                 line = self.join(nickname)
                 self.timer.cancel()
                 while True:
@@ -119,9 +120,8 @@ class ChatClient:
     def read_line(self) -> str:
         """Wait for the next line. Raises ChatError if the connection ends."""
         line = b""
-        if not self.closing:
-            with contextlib.suppress(OSError):    # broken or closed: to us it is the same
-                line = self.file.readline(65536)    # more bytes than any line of our server has
+        with contextlib.suppress(OSError):    # broken or closed: to us it is the same
+            line = self.file.readline(65536)    # more bytes than any line of our server has
         if not line:
             raise ChatError("The connection to the server is lost.")
         return self.UNSAFE.sub("", line.decode("utf-8", "replace"))
@@ -145,23 +145,20 @@ class ChatClient:
                                     "Is that a chat server?"))
         self.cancel()
 
-    def cancel(self):
+    def cancel(self, how=socket.SHUT_RDWR):
         """End an attempt to join, without waiting for anything."""
         self.closing = True
-        if self.socket:
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, AttributeError):    # closed, or none yet
+            self.socket.shutdown(how)
 
-    def close(self):
+    def close(self, timeout=None):
         """Say that nothing more comes, and wait until the server has read all and closed.
 
         A mere close, with something unread, sends a reset: that can destroy what was sent last.
         """
-        self.closing = True
+        self.cancel(socket.SHUT_WR)
         if self.socket:
-            with contextlib.suppress(OSError):    # the server may have been faster
-                self.socket.shutdown(socket.SHUT_WR)
-            self.thread.join(CLOSE_TIMEOUT)
+            self.thread.join(timeout)    # seconds
 
 
 ################ The terminal
@@ -182,8 +179,8 @@ def chat_in_terminal(host, port, nickname):
                 client.send_message(line.rstrip("\r\n"))
             except ChatError as error:
                 print(error, flush=True)
-    client.close()
-    printer.join(CLOSE_TIMEOUT)
+    client.close()    # however long the server takes for a long poem; Ctrl+C ends the waiting
+    printer.join()
 
 
 def join_in_terminal(host, port, nickname):
@@ -298,27 +295,26 @@ class ChatWindow:
         """Close the window at once, then the connection, so that the last message arrives."""
         self.root.after_cancel(self.timer)
         self.root.destroy()
-        self.client.close()
+        self.client.close(CLOSE_TIMEOUT)
 
     def build_widgets(self):
         """Lay out the messages, which grow with the window, over the entry and the button."""
         self.root.minsize(360, 240)
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
         set_habits(self.root)
-        frame = ttk.Frame(self.root, padding=8)
-        frame.pack(fill="both", expand=True)
-        frame.columnconfigure(0, weight=1)
-        frame.rowconfigure(0, weight=1)
+        bottom = ttk.Frame(self.root, padding=8)
+        self.entry_field = ttk.Entry(bottom, font="TkTextFont")
+        self.send_button = ttk.Button(bottom)
         self.message_listbox = tkinter.Listbox(
-            frame, width=60, height=20, font="TkTextFont", activestyle="none",
+            self.root, width=60, height=20, font="TkTextFont", activestyle="none",
             selectmode="extended", exportselection=False)
-        self.message_list = MessageList(self.message_listbox, ttk.Scrollbar(frame))
-        self.entry_field = ttk.Entry(frame, font="TkTextFont")
-        self.send_button = ttk.Button(frame)
-        self.message_listbox.grid(row=0, column=0, columnspan=2, sticky="nsew")
-        self.message_list.scrollbar.grid(row=0, column=2, sticky="ns")
-        self.entry_field.grid(row=1, column=0, sticky="ew", pady=(8, 0))
-        self.send_button.grid(row=1, column=1, columnspan=2, padx=(8, 0), pady=(8, 0))
+        scrollbar = ttk.Scrollbar(self.root)
+        self.message_list = MessageList(self.message_listbox, scrollbar)
+        bottom.pack(side="bottom", fill="x")
+        scrollbar.pack(side="right", fill="y")
+        self.message_listbox.pack(fill="both", expand=True)
+        self.send_button.pack(side="right", padx=(8, 0))
+        self.entry_field.pack(fill="both", expand=True)
         self.entry_field.bind("<Return>", self.send_message)
         self.entry_field.bind("<KP_Enter>", self.send_message)
         turn_page = self.message_listbox.yview_scroll
@@ -337,13 +333,11 @@ class JoinDialog:
     def join(self, event=None):
         """Try what the fields hold, unless that is being tried already."""
         nickname, host, port = [field.get().strip() for field in self.fields]
-        if self.client:
-            return
         if not host:
             self.status_label["text"] = "The server is empty: type its name or address."
         elif not port.isdecimal() or not 1 <= int(port) <= 65535:
             self.status_label["text"] = "A port is a number from 1 to 65535."
-        else:
+        elif not self.client:
             self.status_label["text"] = "Connecting\u2026"
             self.join_button.state(["disabled"])
             self.client = ChatClient(host, int(port))
@@ -449,17 +443,14 @@ class MessageList:
             self.listbox.see("end")
 
     def forget_oldest(self):
-        """Keep at most MAX_MESSAGES messages, and MAX_TEXT characters in them."""
-        size = sum(len(message.text) for message in self.messages)
-        count = 0
-        while len(self.messages) - count > MAX_MESSAGES or size > MAX_TEXT:
-            size -= len(self.messages[count].text)
-            count += 1
-        if count:
-            del self.messages[:count]
-            gone = self.rows.index(self.messages[0])
-            del self.rows[:gone]
-            self.listbox.delete(0, gone - 1)
+        """Keep at most MAX_MESSAGES messages, and MAX_ROWS rows of them."""
+        gone = 0    # rows
+        while len(self.messages) > MAX_MESSAGES or len(self.rows) - gone > MAX_ROWS:
+            oldest = self.messages.pop(0)
+            while self.rows[gone] is oldest:
+                gone += 1
+        del self.rows[:gone]
+        self.listbox.delete(0, gone - 1)
 
     def insert_rows(self, messages):
         """Wrap messages and add their rows, the second and later ones below the text."""
