@@ -179,8 +179,9 @@ def chat_in_terminal(host, port, nickname):
                 client.send_message(line.rstrip("\r\n"))
             except ChatError as error:
                 print(error, flush=True)
-    client.close()    # however long the server takes for a long poem; Ctrl+C ends the waiting
-    printer.join()
+    # A poem from a pipe takes as long as the server's rate makes it; Ctrl+C ends the waiting.
+    client.close(CLOSE_TIMEOUT if sys.stdin.isatty() else None)
+    printer.join(CLOSE_TIMEOUT)
 
 
 def join_in_terminal(host, port, nickname):
@@ -460,11 +461,10 @@ class MessageList:
             rows = wrap(message.text, width, self.width_of)
             rows = [message.time + rows[0]] + [indent + row for row in rows[1:]]
             self.listbox.insert("end", *rows)
-            colour = self.COLOURS.get(message.text.split(" ")[0])
-            for index in range(len(self.rows), len(self.rows) + len(rows)):
-                if colour:
-                    self.listbox.itemconfigure(index, foreground=colour)
             self.rows += [message] * len(rows)
+            colour = self.COLOURS.get(message.text.split(" ")[0], "")
+            for index in range(len(self.rows) - len(rows), len(self.rows)):
+                self.listbox.itemconfigure(index, foreground=colour)
         if not self.listbox.curselection():
             self.listbox.activate("end")    # where the arrow keys start
 

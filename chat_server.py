@@ -23,7 +23,7 @@ import unicodedata
 from typing import Iterator, List
 
 HOST, PORT = "127.0.0.1", 7500    # this computer alone
-RATE, BURST = 20, 2      # lines a second from one client; seconds' worth of them in one go
+RATE, BURST = 20, 2      # lines a second; after a pause, this many seconds' worth at once
 LONG_LINE = 256          # bytes; a line that is longer counts as several
 MAX_LINE = 4096          # bytes: room for 1,024 characters of any alphabet
 MAX_NICKNAME, NICKNAME_TIMEOUT = 20, 60    # characters; seconds to choose it
@@ -37,16 +37,16 @@ class ChatServer:
         self.host, self.port, self.rate = host, port, rate
         self.connected_clients = set()
         self.room = {}                       # those who have a nickname: nickname_key -> Client
-        self.lock = threading.RLock()        # hold it to change or loop over these two
-        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"" closes them, None ends
+        self.lock = threading.RLock()        # to change or loop over these; R: even twice
+        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"": close them; None: end
 
     def start(self):
         """Listen, and start the thread that delivers. Raises OSError or ValueError."""
         self.accepting, self.stopping = True, threading.Event()
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         *_, address = socket.getaddrinfo(self.host, self.port, family)[0]
-        # This does socket, setsockopt, bind and listen. It knows that SO_REUSEADDR frees the
-        # port of a stopped server on Linux and macOS, but lets two share it on Windows.
+        # The same as socket, setsockopt, bind and listen. It sets SO_REUSEADDR, so that we can
+        # restart on this port at once; not on Windows, where two servers could then share it.
         self.server_socket = socket.create_server(address, family=family, backlog=1024,
                                                   dualstack_ipv6=":" in self.host)
         self.server_socket.settimeout(0.2)    # so that accept does not wait for ever
@@ -65,7 +65,7 @@ class ChatServer:
                 in_trouble = False
             except socket.timeout:
                 pass    # nobody came
-            except (OSError, RuntimeError, MemoryError) as error:    # no files, no threads left
+            except (OSError, RuntimeError, MemoryError) as error:    # no sockets, threads left
                 if not in_trouble:    # the first of many is enough for the log
                     logging.error(f"A client could not connect: {error}")
                 in_trouble = True
@@ -83,7 +83,7 @@ class ChatServer:
         """Give a new client a thread. Raises RuntimeError if the system has none left."""
         client = Client(client_socket)
         client.thread = threading.Thread(target=self.handle_client, args=(client,), daemon=True)
-        with self.lock:    # or the thread could take the client out before it is in
+        with self.lock:    # or its thread could disconnect it before it is added
             try:
                 client.thread.start()
             except RuntimeError:
@@ -95,7 +95,7 @@ class ChatServer:
         """Read what a client sends, from nickname to last line. Its thread runs this."""
         client.set_options()
         self.reply(client, "NICK Choose a nickname.")
-        batches = read_lines(client.socket)
+        batches = read_lines(client.socket)    # reads nothing yet: the loop below makes it read
         if self.rate:
             batches = limit_rate(batches, self.rate, self.stopping)
         try:
@@ -114,7 +114,7 @@ class ChatServer:
             text = clean(line)
             command = text.split(" ")[0]
             if not client.nickname and HTTP.match(line):
-                command = "/quit"    # or a web page could make a browser post here
+                command = "/quit"    # a browser: any web page could make it post here
             if command == "/quit":
                 break
             elif not client.nickname:
@@ -140,7 +140,7 @@ class ChatServer:
                 problem = f"Somebody here is called {nickname} already."
             if problem:
                 self.reply(client, f"NICK {problem} Choose another.")
-            elif client in self.connected_clients:
+            elif client in self.connected_clients:    # and was not shown out meanwhile
                 self.broadcast_message(client, f"* {nickname} joined")
                 client.nickname = nickname
                 self.room[nickname_key(nickname)] = client
@@ -171,7 +171,7 @@ class ChatServer:
         running = True
         while running:
             pieces = collections.defaultdict(list)    # what there is for each client
-            # Take all that is posted by now, or wait for one. One big send beats many small.
+            # Take all that is posted by now; if nothing is, get waits. One big send is faster.
             for _ in range(max(1, self.outbox.qsize())):
                 recipients, data = self.outbox.get()
                 running = running and data is not None
@@ -184,15 +184,15 @@ class ChatServer:
         """Send a client its pieces as one. What goes wrong here is this client's alone."""
         try:
             client.send_at_once(b"".join(pieces))
-            if b"" not in pieces:    # the connection goes on
+            if b"" not in pieces:    # nobody asked to close it
                 return
         except BlockingIOError:
             self.disconnect_client(client, " (too slow)")
         except (OSError, ValueError, MemoryError):    # broken, closed, or no memory is left
             self.disconnect_client(client)
         with contextlib.suppress(OSError):    # it is closed already
-            client.socket.shutdown(socket.SHUT_RDWR)    # wakes its thread: Linux, macOS
-        client.socket.close()    # wakes its thread: Windows (cpython issue 91913)
+            client.socket.shutdown(socket.SHUT_RDWR)    # ends its thread's recv: Linux, macOS
+        client.socket.close()    # ends its thread's recv: Windows (cpython issue 91913)
 
     def disconnect_client(self, client, reason=""):
         """Tell the others, take it out, post its closing. Only the first call counts."""
@@ -214,7 +214,7 @@ class ChatServer:
             clients, self.connected_clients, self.room = self.connected_clients, set(), {}
         self.stopping.set()
         self.outbox.put((clients, b"* The server has stopped.\n"))
-        self.outbox.put((clients, b""))
+        self.outbox.put((clients, b""))    # close them, which ends their threads' recv
         for client in clients:
             client.thread.join()
         self.outbox.put(([], None))    # comes last, and ends deliver_messages
@@ -227,7 +227,7 @@ def read_lines(client_socket) -> Iterator[List[bytes]]:
     unfinished = b""    # TCP carries bytes, not messages: a recv may bring half a line, or ten
     while data := client_socket.recv(CHUNK_SIZE):
         *lines, unfinished = (unfinished + data).replace(b"\r\n", b"\n").split(b"\n")
-        unfinished = unfinished[:MAX_LINE + 2]    # enough to be too long, even with a \r
+        unfinished = unfinished[:MAX_LINE + 2]    # save memory: this is too long already
         yield lines
     if unfinished:
         yield [unfinished]
@@ -235,12 +235,12 @@ def read_lines(client_socket) -> Iterator[List[bytes]]:
 
 def limit_rate(batches: Iterator[List[bytes]], rate, stopping) -> Iterator[List[bytes]]:
     """Pass on `rate` lines a second, BURST seconds' worth in one go, until stopping."""
-    next_time = 0.0    # when the next line may pass; after a pause, BURST seconds in the past
+    last_time = 0.0    # when the last line passed; after a pause, taken as BURST seconds ago
     for lines in batches:
         for line in lines:
             seconds = max(1, len(line) / LONG_LINE) / rate    # that this line takes
-            next_time = max(next_time, time.monotonic() - BURST) + seconds
-            stopping.wait(next_time - time.monotonic())    # no recv now: TCP stops the sender
+            last_time = max(last_time, time.monotonic() - BURST) + seconds
+            stopping.wait(last_time - time.monotonic())    # meanwhile no recv: the sender waits
             yield [line]
 
 
@@ -261,7 +261,7 @@ def clean(line: bytes) -> str:
 
 
 def nickname_key(nickname: str) -> str:
-    """Return what nicknames are compared by: Ada, ADA and Ada in full-width letters are one."""
+    """Return what nicknames are compared by: Ada, ADA and full-width Ada (by NFKC) are one."""
     nickname = unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname))
     return " ".join(nickname.casefold().split())
 
@@ -290,7 +290,7 @@ class Client:
     # client is there, 3 times, 10 seconds apart. Give it 60,000 ms to confirm what was sent.
     TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
                    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # do not wait (not on Windows)
+    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # Windows has none: ask select
 
     def __init__(self, client_socket):
         self.socket = client_socket
@@ -303,7 +303,7 @@ class Client:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in self.TCP_OPTIONS.items():
-                if hasattr(socket, name):
+                if hasattr(socket, name):    # no system has them all
                     self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send_at_once(self, data: bytes):
@@ -326,7 +326,7 @@ def how_to_join(host, port) -> str:
     if host in ("0.0.0.0", "::"):
         host = "ADDRESS (see ipconfig, on macOS ipconfig getifaddr en0, on Linux hostname -I)"
         with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
-            # UDP's connect sends nothing, but picks our address for it (RFC 5737: nobody's).
+            # UDP's connect sends nothing, but shows our own address (RFC 5737: nobody's).
             udp_socket.connect(("203.0.113.1", 9))
             host = udp_socket.getsockname()[0]
     return f"{place}\nOn the other computers: {command} {host}"
@@ -346,7 +346,7 @@ def read_options():
 
 
 def start_log(quiet):
-    """Write the log in another thread: a click into a Windows console stops who prints."""
+    """Write the log in another thread: a click into a Windows console blocks printing."""
     records = queue.SimpleQueue()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
                         level="ERROR" if quiet else "INFO",
@@ -365,7 +365,7 @@ def main():
     except (OSError, ValueError) as error:
         sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use?")
     log = start_log(args.quiet)
-    def stop_accepting(number, frame):
+    def stop_accepting(number, frame):    # Python passes these two
         server.accepting = False
     signal.signal(signal.SIGINT, stop_accepting)     # Ctrl+C
     signal.signal(signal.SIGTERM, stop_accepting)    # kill
