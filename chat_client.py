@@ -89,7 +89,7 @@ class ChatClient:
         self.timer.cancel()
 
     def connect(self):
-        """Raises ChatError."""
+        """Connect, and prepare to notice a server that vanishes. Raises ChatError."""
         try:
             # The timeout is for each address that the name has.
             self.socket = socket.create_connection((self.host, self.port), JOIN_TIMEOUT / 2)
@@ -110,7 +110,7 @@ class ChatClient:
     def join(self, nickname) -> str:
         """Ask for a nickname, return the first line from the room. Raises NicknameRefused."""
         line = self.read_line()
-        if line.split(" ")[0] == "NICK":    # some servers, like smallchat, ask for no nickname
+        if line.split(" ")[0] == "NICK":    # some other servers ask for no nickname
             self.send_message(" ".join(nickname.split()))
             line = self.read_line()
             if line.split(" ")[0] == "NICK":
@@ -368,7 +368,7 @@ class JoinDialog:
         if self.window.winfo_exists():
             self.window.deiconify()
             self.window.lift()
-            self.fields[0].focus()
+            self.window.focus_lastfor().focus()    # the field in which one was
 
     def cancel(self, event=None):
         """Give up at once, and end the program if there is no chat behind the dialog."""
