@@ -20,7 +20,6 @@ import socket
 import sys
 import threading
 import time
-from typing import List
 try:
     import tkinter
     from tkinter import font, ttk
@@ -56,30 +55,30 @@ class ChatClient:
     TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
                    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
     # What could colour a terminal or turn text around, from a server that does not remove it.
-    UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+    UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
-    def __init__(self, host, port):
-        self.host, self.port = host, port
+    def __init__(self, host, port, nickname):
+        self.host, self.port, self.nickname = host, str(port), nickname
         self.incoming = queue.Queue()
         self.socket = None
         self.closing = False
 
-    def start(self, nickname):
+    def start(self):
         """Connect, join and receive in a thread. Within JOIN_TIMEOUT, `incoming` tells more."""
-        self.thread = threading.Thread(target=self.receive_messages, args=(nickname,))
+        self.thread = threading.Thread(target=self.receive_messages)
         self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
         for thread in (self.timer, self.thread):
             thread.daemon = True    # the program may end without waiting for it
             thread.start()
 
-    def receive_messages(self, nickname):
+    def receive_messages(self):
         """Put what comes into the queue. The thread that start() starts runs this."""
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
                 if self.closing:    # that came too late
                     return
-                line = self.join(nickname)
+                line = self.join()
                 self.timer.cancel()
                 while True:
                     self.incoming.put(line)
@@ -90,9 +89,13 @@ class ChatClient:
 
     def connect(self):
         """Connect, and prepare to notice a server that vanishes. Raises ChatError."""
-        try:
-            # The timeout is for each address that the name has.
-            self.socket = socket.create_connection((self.host, self.port), JOIN_TIMEOUT / 2)
+        if not self.host:
+            raise ChatError("The server is empty: type its name or address.")
+        if not self.port.isdecimal() or not 1 <= int(self.port) <= 65535:
+            raise ChatError("A port is a number from 1 to 65535.")
+        address = self.host, int(self.port)
+        try:    # with a timeout for each address that the name has
+            self.socket = socket.create_connection(address, JOIN_TIMEOUT / 2)
         except (socket.gaierror, UnicodeError):
             raise ChatError(f"There is no computer called {self.host}. "
                             "Is its name or address typed correctly?")
@@ -107,24 +110,25 @@ class ChatClient:
                 if hasattr(socket, name):
                     self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def join(self, nickname) -> str:
-        """Ask for a nickname, return the first line from the room. Raises NicknameRefused."""
+    def join(self) -> str:
+        """Ask for the nickname, return the first line from the room. Raises NicknameRefused."""
         line = self.read_line()
-        if line.split(" ")[0] == "NICK":    # some other servers ask for no nickname
-            self.send_message(" ".join(nickname.split()))
+        if line.startswith("NICK"):    # some other servers ask for no nickname
+            self.send_message(" ".join(self.nickname.split()))
             line = self.read_line()
-            if line.split(" ")[0] == "NICK":
+            if line.startswith("NICK"):
                 raise NicknameRefused(line[5:])
         return line
 
     def read_line(self) -> str:
         """Wait for the next line. Raises ChatError if the connection ends."""
-        line = b""
-        with contextlib.suppress(OSError):    # broken or closed: to us it is the same
+        try:
             line = self.file.readline(65536)    # more bytes than any line of our server has
+        except OSError:
+            line = b""    # broken: to us that is the same as closed
         if not line:
             raise ChatError("The connection to the server is lost.")
-        return self.UNSAFE.sub("", line.decode("utf-8", "replace"))
+        return re.sub(self.UNSAFE, "", line.decode("utf-8", "replace"))
 
     def send_message(self, text: str, wait=True):
         """Send one message. Raises ChatError if it is too long or the connection is lost."""
@@ -166,19 +170,20 @@ def chat_in_terminal(host, port, nickname):
     """Print what comes, send what is typed until Ctrl+D, Ctrl+C or /quit. Raises ChatError."""
     if not sys.stdin or not sys.stdout:
         raise ChatError("--text needs something to read from and something to print to.")
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")    # for what this terminal cannot show
+    for stream in (sys.stdin, sys.stdout):    # "replace": what this terminal cannot show
+        stream.reconfigure(errors="replace", line_buffering=True)
     client, line = join_in_terminal(host, port, nickname)
     printer = threading.Thread(target=print_lines, args=(client, line), daemon=True)
     printer.start()
     with contextlib.suppress(KeyboardInterrupt):    # Ctrl+C is a way to leave
         for line in sys.stdin:
-            if line.rstrip().split(" ")[0] == "/quit":
+            line = line.rstrip()
+            if line.split(" ")[0] == "/quit":
                 break
             try:
-                client.send_message(line.rstrip("\r\n"))
+                client.send_message(line)
             except ChatError as error:
-                print(error, flush=True)
+                print(error)
     # A poem from a pipe takes as long as the server's rate makes it; Ctrl+C ends the waiting.
     client.close(CLOSE_TIMEOUT if sys.stdin.isatty() else None)
     printer.join(CLOSE_TIMEOUT)
@@ -187,14 +192,14 @@ def chat_in_terminal(host, port, nickname):
 def join_in_terminal(host, port, nickname):
     """Return a client that is in the room, and the first line from there. Raises ChatError."""
     while True:
-        client = ChatClient(host, port)
-        client.start(nickname or input("Nickname: "))
+        client = ChatClient(host, port, nickname or input("Nickname: "))
+        client.start()
         line = client.incoming.get()
         if not isinstance(line, ChatError):
             return client, line
         if not isinstance(line, NicknameRefused) or not sys.stdin.isatty():
             raise line    # what comes next in a pipe is no nickname
-        print(line, flush=True)
+        print(line)
         nickname = ""
 
 
@@ -202,11 +207,11 @@ def print_lines(client, line):
     """Print what comes. End the program with the connection, unless it is us who ended it."""
     with contextlib.suppress(OSError):    # nobody reads it any more, or the disk is full
         while not isinstance(line, ChatError):
-            print(line, flush=True)
+            print(line)
             line = client.incoming.get()
         if client.closing:
             return
-        print(line, flush=True)
+        print(line)
     os._exit(1)    # nothing gentler ends the main thread, which waits for the keyboard
 
 
@@ -216,19 +221,18 @@ class ChatWindow:
     def __init__(self, host, port, nickname):
         self.root = tkinter.Tk(className="Chat")
         self.root.withdraw()    # until we are in the room
-        self.client = ChatClient(host, port)    # from which nothing comes yet
-        self.nickname, self.unread, self.state = nickname, 0, ""
+        self.client = ChatClient(host, port, nickname)    # from which nothing comes yet
+        self.connected, self.unread = False, 0
         self.build_widgets()
-        self.process_incoming()
-        self.dialog = JoinDialog(self.root, nickname, host, port, self.start_chat)
+        self.dialog = JoinDialog(self, nickname, host, port)
         if nickname:
-            self.dialog.window.withdraw()    # until something is wrong, or takes long
             self.dialog.join()
-            self.root.after(500, self.dialog.show)
+        self.root.after(150, self.dialog.show)    # unless we are in the room by then
+        self.process_incoming()
 
-    def start_chat(self, client, nickname, first_line):
+    def start_chat(self, client, first_line):
         """We are in the room: show the window."""
-        self.client, self.nickname, self.state = client, nickname, ""
+        self.client, self.connected = client, True
         self.message_list.add([first_line])
         self.send_button.configure(text="Send", command=self.send_message)
         self.root.deiconify()
@@ -237,24 +241,28 @@ class ChatWindow:
     def process_incoming(self):
         """Show what has come, but not so much that the window stands still. Look again."""
         try:
+            self.dialog.look()
             count = min(LINES_A_TICK, self.client.incoming.qsize())
             lines = [self.client.incoming.get() for _ in range(count)]
             if lines and isinstance(lines[-1], ChatError):
                 lines[-1] = f"* {lines[-1]}"
-                self.state = " (connection lost)"
-                self.send_button.configure(text="Reconnect", command=self.reconnect)
+                self.connected = False
+                self.send_button.configure(text="Reconnect", command=self.dialog.show)
             self.message_list.add(lines)
             self.unread += sum(not line.startswith("* ") for line in lines)
             self.update_title()
         finally:    # only now: where the next look is always due, Tk never redraws
-            self.timer = self.root.after(TICK, self.process_incoming)
+            self.root.after(TICK, self.process_incoming)
 
     def update_title(self):
-        """Count what nobody has seen: the window has not the focus, or is scrolled up."""
-        if self.root.focus_displayof() and self.message_list.is_at_end():
+        """Count what nobody has seen: the window has no focus, or one has scrolled up."""
+        if self.root.focus_displayof() and self.message_list.following:
             self.unread = 0
-        count = f"({self.unread}) " if self.unread else ""
-        title = f"{count}Chat - {self.nickname}{self.state}"
+        title = f"Chat - {self.client.nickname}"
+        if self.unread:
+            title = f"({self.unread}) {title}"
+        if not self.connected:
+            title += " (connection lost)"
         if title != self.root.title():
             self.root.title(title)
 
@@ -262,13 +270,13 @@ class ChatWindow:
         """Send what is in the entry, each line as a message. What cannot be sent stays."""
         lines = [line for line in self.entry_field.get().splitlines() if line.strip()]
         try:
-            while lines:
-                if lines[0].split(" ")[0] == "/quit":
+            for line in list(lines):
+                if line.split(" ")[0] == "/quit":
                     self.on_closing()
                     return
-                self.client.send_message(lines[0], wait=False)
-                if not lines[0].startswith("/"):
-                    self.message_list.add([f"You: {lines[0]}"])
+                self.client.send_message(line, wait=False)
+                if not line.startswith("/"):
+                    self.message_list.add([f"You: {line}"])
                 del lines[0]
         except ChatError as error:
             self.message_list.add([f"* {error}"])
@@ -279,22 +287,14 @@ class ChatWindow:
 
     def type_on(self, event):
         """What is typed while the messages have the keyboard goes to the entry."""
-        if event.char and event.char.isprintable():
+        command = sys.platform == "darwin" and event.state & 8    # Cmd types nothing
+        if event.char and event.char.isprintable() and not command:
             self.entry_field.focus()
             self.entry_field.insert("insert", event.char)
             return "break"    # or the Listbox would take the key, too
 
-    def reconnect(self):
-        """Ask again, with what the dialog held before. If it is there already, show it."""
-        if self.dialog.window.winfo_exists():
-            self.dialog.show()
-        else:
-            self.dialog = JoinDialog(self.root, self.nickname, self.client.host,
-                                     self.client.port, self.start_chat)
-
     def on_closing(self):
         """Close the window at once, then the connection, so that the last message arrives."""
-        self.root.after_cancel(self.timer)
         self.root.destroy()
         self.client.close(CLOSE_TIMEOUT)
 
@@ -304,20 +304,20 @@ class ChatWindow:
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
         set_habits(self.root)
         bottom = ttk.Frame(self.root, padding=8)
-        self.entry_field = ttk.Entry(bottom, font="TkTextFont")
+        self.entry_field = ttk.Entry(bottom)
         self.send_button = ttk.Button(bottom)
         self.message_listbox = tkinter.Listbox(
             self.root, width=60, height=20, font="TkTextFont", activestyle="none",
             selectmode="extended", exportselection=False)
-        scrollbar = ttk.Scrollbar(self.root)
-        self.message_list = MessageList(self.message_listbox, scrollbar)
+        self.message_list = MessageList(self.message_listbox)
+        scrollbar = ttk.Scrollbar(self.root, command=self.message_listbox.yview)
+        self.message_listbox["yscrollcommand"] = scrollbar.set
         bottom.pack(side="bottom", fill="x")
         scrollbar.pack(side="right", fill="y")
         self.message_listbox.pack(fill="both", expand=True)
         self.send_button.pack(side="right", padx=(8, 0))
         self.entry_field.pack(fill="both", expand=True)
-        self.entry_field.bind("<Return>", self.send_message)
-        self.entry_field.bind("<KP_Enter>", self.send_message)
+        self.entry_field.bind("<<Enter>>", self.send_message)
         turn_page = self.message_listbox.yview_scroll
         self.entry_field.bind("<Prior>", lambda event: turn_page(-1, "pages"))    # Page Up
         self.entry_field.bind("<Next>", lambda event: turn_page(1, "pages"))      # Page Down
@@ -325,88 +325,83 @@ class ChatWindow:
 
 
 class JoinDialog:
-    """Asks for nickname, server and port until we are in a room, then calls on_joined."""
-    def __init__(self, root, nickname, host, port, on_joined):
-        self.root, self.on_joined = root, on_joined
+    """Asks for nickname, server and port until a client is in the room."""
+    def __init__(self, chat_window, nickname, host, port):
+        self.chat_window = chat_window
         self.client = None    # while it connects
         self.build_widgets({"Nickname": nickname, "Server": host, "Port": port})
 
     def join(self, event=None):
-        """Try what the fields hold, unless that is being tried already."""
-        nickname, host, port = [field.get().strip() for field in self.fields]
-        if not host:
-            self.status_label["text"] = "The server is empty: type its name or address."
-        elif not port.isdecimal() or not 1 <= int(port) <= 65535:
-            self.status_label["text"] = "A port is a number from 1 to 65535."
-        elif not self.client:
-            self.status_label["text"] = "Connecting\u2026"
-            self.join_button.state(["disabled"])
-            self.client = ChatClient(host, int(port))
-            self.client.start(nickname)
-            self.look(nickname)
+        """Try what the fields hold, unless a try is running."""
+        if not self.client:
+            nickname, host, port = [field.get().strip() for field in self.fields]
+            self.client = ChatClient(host, port, nickname)
+            self.client.start()
+            self.say("Connecting\u2026")
 
-    def look(self, nickname):
-        """Look, again and again, whether there is an answer: this thread waits for nothing."""
-        if self.client.incoming.empty():
-            self.timer = self.root.after(TICK, self.look, nickname)
+    def say(self, text):
+        """Show a text over the button. While it connects, there is nothing to press."""
+        self.status_label["text"] = text
+        self.join_button.state(["disabled" if self.client else "!disabled"])
+
+    def look(self):
+        """Take the answer, if there is one. This thread waits for nothing."""
+        if not self.client or self.client.incoming.empty():
             return
         client, self.client = self.client, None
         line = client.incoming.get()
         if not isinstance(line, ChatError):
-            self.window.destroy()
-            self.on_joined(client, nickname, line)
+            self.chat_window.start_chat(client, line)
+            self.cancel()
             return
-        self.status_label["text"] = line
-        self.join_button.state(["!disabled"])
-        self.show()
+        self.say(line)
         if isinstance(line, NicknameRefused):    # so that one types over it
             self.fields[0].focus()
             self.fields[0].selection_range(0, "end")
 
     def show(self):
-        """Bring the dialog to the front, if it is still there."""
-        if self.window.winfo_exists():
+        """Bring the dialog to the front, if it is needed."""
+        if not self.chat_window.connected:
             self.window.deiconify()
             self.window.lift()
-            self.window.focus_lastfor().focus()    # the field in which one was
+            self.fields[0].focus()
 
     def cancel(self, event=None):
-        """Give up at once, and end the program if there is no chat behind the dialog."""
+        """Hide, and give up at once. Without a chat behind the dialog the program ends."""
         if self.client:
-            self.root.after_cancel(self.timer)
             self.client.cancel()
-        self.window.destroy()
-        if self.root.state() == "withdrawn":
-            self.root.destroy()
+            self.client = None
+        self.say("")
+        self.window.withdraw()
+        if self.chat_window.root.state() == "withdrawn":
+            self.chat_window.on_closing()
 
     def build_widgets(self, values):
         """Lay out a field for each value, a line for what is wrong, and the button."""
-        self.window = tkinter.Toplevel(self.root)
+        self.window = tkinter.Toplevel(self.chat_window.root)
+        self.window.withdraw()
         self.window.title("Join the chat")
-        self.window.resizable(False, False)
         form = ttk.Frame(self.window, padding=16)
-        form.grid()
+        form.pack()
         self.fields = []
-        for row, name in enumerate(values):
-            field = ttk.Entry(form, width=32, font="TkTextFont")
-            field.insert(0, values[name])
-            field.grid(row=row, column=1, pady=4)
-            ttk.Label(form, text=name).grid(row=row, column=0, sticky="w", padx=(0, 12))
+        for name, value in values.items():
+            ttk.Label(form, text=name).pack(anchor="w")
+            field = ttk.Entry(form, width=32)
+            field.insert(0, value)
+            field.pack(fill="x", pady=(0, 8))
             self.fields.append(field)
-        self.status_label = ttk.Label(form, wraplength="11c")
-        self.status_label.grid(row=3, columnspan=2, sticky="w", pady=8)
+        self.status_label = ttk.Label(form, wraplength="9c")
+        self.status_label.pack(anchor="w")
         self.join_button = ttk.Button(form, text="Join", command=self.join)
-        self.join_button.grid(row=4, column=1, sticky="e")
-        self.window.bind("<Return>", self.join)
-        self.window.bind("<KP_Enter>", self.join)
+        self.join_button.pack(anchor="e")
+        self.window.bind("<<Enter>>", self.join)
         self.window.bind("<Escape>", self.cancel)
         self.window.protocol("WM_DELETE_WINDOW", self.cancel)
-        self.fields[0].focus()
 
 
 class Message:
     """A line of the chat, and when it came."""
-    def __init__(self, text: str):
+    def __init__(self, text):
         self.text, self.time = text, time.strftime("%H:%M  ")
 
 
@@ -415,32 +410,25 @@ class MessageList:
     COLOURS = {"You:": "#1f78cc", "*": "#388538"}    # 4.5 on white and on black (WCAG contrast)
     BORDER = 12    # pixels of the Listbox that no text can use
 
-    def __init__(self, listbox, scrollbar):
-        self.listbox, self.scrollbar = listbox, scrollbar
+    def __init__(self, listbox):
+        self.listbox = listbox
         self.messages = []
         self.rows = []    # for each row of the Listbox, the Message that it is part of
         self.following = True    # the newest message is in sight
-        self.rewrap_timer = None
         self.width = listbox.winfo_reqwidth()
-        measure = font.nametofont("TkTextFont").measure
-        self.width_of = functools.lru_cache(maxsize=None)(measure)    # asking Tk takes long
-        scrollbar.configure(command=listbox.yview)
-        listbox.configure(yscrollcommand=self.on_scroll)
+        # Asking Tk how many pixels wide a text is takes long: ask once for each.
+        self.width_of = functools.lru_cache(None)(font.nametofont("TkTextFont").measure)
         listbox.bind("<Configure>", self.on_resize)
         listbox.bind("<<Copy>>", self.copy)    # Ctrl+C, on macOS Cmd+C
 
-    def is_at_end(self):
-        """Return whether the newest message is in sight."""
-        return self.listbox.yview()[1] == 1
-
-    def add(self, lines: List[str]):
+    def add(self, lines):
         """Show lines at the end, and stay at the end if it was in sight."""
-        following = self.is_at_end()
+        self.following = self.listbox.yview()[1] == 1
         messages = [Message(line) for line in lines]
         self.messages += messages
         self.insert_rows(messages)
         self.forget_oldest()
-        if following:
+        if self.following:
             self.listbox.see("end")
 
     def forget_oldest(self):
@@ -456,22 +444,16 @@ class MessageList:
     def insert_rows(self, messages):
         """Wrap messages and add their rows, the second and later ones below the text."""
         for message in messages:
-            indent = " " * round(self.width_of(message.time) / self.width_of(" "))
-            width = self.width - self.BORDER - self.width_of(message.time)
-            rows = wrap(message.text, width, self.width_of)
-            rows = [message.time + rows[0]] + [indent + row for row in rows[1:]]
-            self.listbox.insert("end", *rows)
-            self.rows += [message] * len(rows)
             colour = self.COLOURS.get(message.text.split(" ")[0], "")
-            for index in range(len(self.rows) - len(rows), len(self.rows)):
-                self.listbox.itemconfigure(index, foreground=colour)
+            start, width = message.time, self.width_of(message.time)
+            for row in wrap(message.text, self.width - self.BORDER - width, self.width_of):
+                self.rows.append(message)
+                self.listbox.insert("end", start + row)
+                self.listbox.itemconfigure("end", foreground=colour)
+                # The next row begins below the text: with spaces as wide as the time.
+                start = " " * round(width / self.width_of(" "))
         if not self.listbox.curselection():
             self.listbox.activate("end")    # where the arrow keys start
-
-    def on_scroll(self, first, last):
-        """Move the scrollbar, and remember whether the newest message is in sight."""
-        self.scrollbar.set(first, last)
-        self.following = float(last) == 1
 
     def on_resize(self, event):
         """Keep the newest in sight. Wrap again when the width is the same for a moment."""
@@ -479,38 +461,34 @@ class MessageList:
             self.listbox.see("end")
         if event.width != self.width:
             self.width = event.width
-            if self.rewrap_timer:
-                self.listbox.after_cancel(self.rewrap_timer)
-            self.rewrap_timer = self.listbox.after(100, self.rewrap)
+            self.listbox.after(100, self.rewrap, event.width)
 
-    def rewrap(self):
+    def rewrap(self, width):
         """Wrap all messages again. What was on top stays there, unless the end was in sight."""
-        if self.rows:
-            following, top = self.is_at_end(), self.rows[self.listbox.nearest(0)]
+        if self.rows and width == self.width:    # or it changes still
+            top = self.rows[self.listbox.nearest(0)]
             self.rows.clear()
             self.listbox.delete(0, "end")
             self.insert_rows(self.messages)
-            self.listbox.yview("end" if following else self.rows.index(top))
+            self.listbox.yview("end" if self.following else self.rows.index(top))
 
     def copy(self, event):
         """Copy the messages that the selected rows are part of, whole, without the wrapping."""
-        chosen = []
-        for index in self.listbox.curselection():
-            if self.rows[index] not in chosen[-1:]:    # not yet: its rows follow each other
-                chosen.append(self.rows[index])
+        chosen = {self.rows[index] for index in self.listbox.curselection()}
         if chosen:
+            texts = [message.text for message in self.messages if message in chosen]
             self.listbox.clipboard_clear()
-            self.listbox.clipboard_append("\n".join(message.text for message in chosen))
+            self.listbox.clipboard_append("\n".join(texts))
 
 
 WIDE = "\u2e80-\uffef\U0001f000-\U0003ffff"    # Chinese, Japanese, Korean, emoji
-WORD = re.compile(f"[{WIDE}]|[^{WIDE} ]* ?")    # one of these, or a word and the space after it
+WORD = f"[{WIDE}]|[^{WIDE} ]* ?"    # one of these, or a word and the space after it
 
 
-def wrap(text: str, width: int, width_of) -> List[str]:
+def wrap(text: str, width: int, width_of):
     """Cut text into rows of at most `width` pixels: between words, else anywhere."""
     rows, room = [""], width    # room: what is left of the last row
-    for word in WORD.findall(text):
+    for word in re.findall(WORD, text):
         too_long = sum(map(width_of, word)) > width
         for piece in word if too_long else [word]:    # letter by letter, or as a whole
             piece_width = sum(map(width_of, piece))
@@ -525,7 +503,8 @@ def wrap(text: str, width: int, width_of) -> List[str]:
 def set_habits(root):
     """Let letters be large, Enter press the button that has the keyboard, and Ctrl+A select."""
     font.nametofont("TkTextFont").configure(size=13)    # for the projector
-    root.bind_class("TButton", "<Return>", lambda event: event.widget.invoke())
+    root.event_add("<<Enter>>", "<Return>", "<KP_Enter>")    # the second: on the number pad
+    root.bind_class("TButton", "<<Enter>>", lambda event: event.widget.invoke())
     if root.tk.call("tk", "windowingsystem") == "x11":
         ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
         root.event_delete("<<LineStart>>", "<Control-a>")
@@ -538,10 +517,9 @@ def open_window(host, port, nickname):
     if tkinter is None:
         raise ChatError("This Python has no Tkinter, which the window needs (Debian, Ubuntu: "
                         "sudo apt install python3-tk). Or: python chat_client.py --text")
-    if sys.platform == "win32":
-        with contextlib.suppress(ImportError, AttributeError, OSError):    # an old Windows
-            import ctypes
-            ctypes.OleDLL("shcore").SetProcessDpiAwareness(1)    # or letters are blurred
+    with contextlib.suppress(ImportError, AttributeError, OSError):    # Windows alone has it
+        import ctypes
+        ctypes.OleDLL("shcore").SetProcessDpiAwareness(1)    # or letters are blurred
     try:
         window = ChatWindow(host, port, nickname)
     except tkinter.TclError as error:
@@ -559,15 +537,13 @@ def main():
     parser.add_argument("--nickname", default="", help="what to be called; else you are asked")
     parser.add_argument("--text", action="store_true", help="chat in the terminal")
     args = parser.parse_args()
-    if not 1 <= args.port <= 65535:
-        parser.error("a port is a number from 1 to 65535")
     try:
         if args.text:
             chat_in_terminal(args.host, args.port, args.nickname)
         else:
             open_window(args.host, args.port, args.nickname)
     except ChatError as error:
-        sys.exit(str(error))
+        sys.exit(error)
     except (EOFError, KeyboardInterrupt):
         pass    # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C instead of a nickname
     except OSError:

@@ -1050,8 +1050,8 @@ class ClientCase(ChatTest):
 class ConnectionTest(ClientCase):
     def connect(self, server, nickname="Ada"):
         """Return a client that connects, and a function that waits for what comes next."""
-        client = chat_client.ChatClient(server.host, server.port)
-        client.start(nickname)
+        client = chat_client.ChatClient(server.host, server.port, nickname)
+        client.start()
         self.addCleanup(client.close, DEADLINE)
         return client, functools.partial(client.incoming.get, timeout=DEADLINE)
 
@@ -1479,10 +1479,10 @@ sys.exit()""")
         window.expect_end(1, errors=".*--text")
 
     def test_a_bad_port_is_refused(self):
-        for port in ("0", "-1", "65536", "x"):
-            done = self.run_program("--port", port, "--text")
-            self.assertEqual((done.returncode, done.stdout), (2, ""))
-            self.assertIn("error: ", done.stderr)
+        for port, status in (("0", 1), ("-1", 1), ("65536", 1), ("x", 2)):
+            done = self.run_program("--port", port, "--text", "--nickname", "Ada")
+            self.assertEqual((done.returncode, done.stdout), (status, ""))
+            self.assertRegex(done.stderr, "port")
             self.assertNotIn("Traceback", done.stderr)
 
     def test_help_shows_each_option_and_its_default(self):
@@ -1540,14 +1540,13 @@ class WindowCase(ClientCase):
         self.addCleanup(patcher.stop)
 
     def open(self, server, nickname="Ada"):
-        """Open the window, which shows the dialog if there is no nickname."""
+        """Open the window, and wait until it or the dialog is shown."""
         self.window = chat_client.ChatWindow(server.host, server.port, nickname)
         self.addCleanup(self.close)
         self.root = self.window.root
         self.listbox, self.entry = self.window.message_listbox, self.window.entry_field
         self.button = self.window.send_button
-        if nickname:    # with one it is in the room soon, or shows the dialog
-            self.pump(lambda: not self.dialog() or self.dialog().state() == "normal")
+        self.pump(lambda: self.dialog() or self.root.state() == "normal")
 
     def close(self):
         if self.window:
@@ -1613,7 +1612,8 @@ class WindowCase(ClientCase):
 
     def dialog(self):
         """Return the window of the dialog, or None."""
-        return next((child for child in self.root.winfo_children() if child.winfo_class() == "Toplevel"), None)
+        dialogs = [child for child in self.root.winfo_children() if child.winfo_class() == "Toplevel"]
+        return next((dialog for dialog in dialogs if dialog.state() != "withdrawn"), None)
 
     def parts(self, kind):
         """Return the widgets of one kind in the dialog."""
@@ -2150,7 +2150,7 @@ class LookTest(WindowCase):
         for width in (700, 500, 600):    # a machine that is busy may need a second try
             started = time.monotonic()
             messages.width = width
-            messages.rewrap()
+            messages.rewrap(width)
             waits.append(time.monotonic() - started)
         self.assertLess(min(waits), 0.5)
 
@@ -2292,7 +2292,7 @@ class ClosingTest(WindowCase):
 class Window(chat_client.ChatWindow):
     def __init__(self, *args):
         super().__init__(*args)
-        self.root.after(100, self.soon)
+        self.root.after(300, self.soon)
     def soon(self):
         {}
 chat_client.ChatWindow = Window"""
