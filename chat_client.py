@@ -4,9 +4,10 @@ Run it:     python chat_client.py                       (a small dialog asks for
             python chat_client.py --host 192.168.1.20 --nickname Ada
             python chat_client.py --text                (no window, and no Tkinter needed)
 
-One connection, two faces: ChatClient knows sockets and nothing of Tk. Its thread puts what
-comes into a queue. chat_in_terminal prints what it takes out; ChatWindow looks into the queue
-fifty times a second and shows it: only the thread of the window may touch a widget.
+One connection, two faces: ChatClient knows sockets and nothing of Tk. A thread puts what comes
+into a queue, from which another may take it. chat_in_terminal prints what it takes; ChatWindow
+looks into the queue fifty times a second and shows it: the main thread alone, here called the
+GUI thread, may touch what is in a window.
 """
 import argparse
 import contextlib
@@ -27,13 +28,13 @@ except ImportError:
     tkinter = None    # the terminal needs none
 
 HOST, PORT = "127.0.0.1", 7500
-MAX_LINE = 4096           # bytes in a message, as in the server
+MAX_LINE = 4096           # bytes in a message without its line ending, as in the server
 JOIN_TIMEOUT = 10         # seconds for connecting and for the server's answers, all together
-CLOSE_TIMEOUT = 2         # seconds for the server to read what the window sent last
+CLOSE_TIMEOUT = 2         # seconds for the server to read what was sent last
 TICK = 20                 # milliseconds between two looks into the queue
 LINES_A_TICK = 100        # at most, so that the window answers while thousands come
 MAX_MESSAGES = 5000       # that the window keeps,
-MAX_ROWS = 10_000         # and how many rows they may fill
+MAX_ROWS = 10_000         # and how many rows they may fill: long ones fill several
 
 
 ################ The connection
@@ -48,13 +49,15 @@ class NicknameRefused(ChatError):
 class ChatClient:
     """A connection to a chat server: start, take what comes from `incoming`, send, close.
 
-    First comes a line, when we are in the room, and last the ChatError that ended it.
+    `incoming` gets a line when we are in the room, then all others, and last the ChatError
+    that ended it, put there as an object: nobody can catch what another thread raises.
     """
-    # Send small messages at once; ask a server that is silent for 30 seconds (two names) if it
-    # is there, 3 times, 10 seconds apart; let a message be unconfirmed for at most 60,000 ms.
+    # Send small messages at once; ask a server that is silent for 30 seconds (macOS has another
+    # name for that) if it is there, 3 times, 10 seconds apart; let a message be unconfirmed for
+    # at most 60,000 ms.
     TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
                    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    # What could colour a terminal or turn text around, from a server that does not remove it.
+    # The line ending, and what could colour a terminal or turn text around.
     UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
     def __init__(self, host, port, nickname):
@@ -64,7 +67,7 @@ class ChatClient:
         self.closing = False
 
     def start(self):
-        """Connect, join and receive in a thread. Within JOIN_TIMEOUT, `incoming` tells more."""
+        """Connect, join and receive in a thread. `incoming` has an answer in JOIN_TIMEOUT."""
         self.thread = threading.Thread(target=self.receive_messages)
         self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
         for thread in (self.timer, self.thread):
@@ -76,11 +79,11 @@ class ChatClient:
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
-                if self.closing:    # that came too late
+                if self.closing:    # somebody gave up while we connected
                     return
                 line = self.join()
                 self.timer.cancel()
-                while True:
+                while True:    # until read_line raises a ChatError
                     self.incoming.put(line)
                     line = self.read_line()
         except ChatError as error:
@@ -94,17 +97,16 @@ class ChatClient:
         if not self.port.isdecimal() or not 1 <= int(self.port) <= 65535:
             raise ChatError("A port is a number from 1 to 65535.")
         address = self.host, int(self.port)
-        try:    # with a timeout for each address that the name has
+        try:    # a name may have two addresses: half of the time for each
             self.socket = socket.create_connection(address, JOIN_TIMEOUT / 2)
         except (socket.gaierror, UnicodeError):
-            raise ChatError(f"There is no computer called {self.host}. "
-                            "Is its name or address typed correctly?")
+            raise ChatError(f"There is no computer called {self.host}. Is it typed correctly?")
         except OSError:
             raise ChatError(f"Nobody answers at {self.host} port {self.port}. Is the server "
                             "running there, and started with --host 0.0.0.0 if it is on "
                             "another computer?")
-        self.socket.settimeout(None)
-        with contextlib.suppress(OSError):    # it is closed already, as read_line tells
+        self.socket.settimeout(None)    # from now on, reading may wait for ever
+        with contextlib.suppress(OSError):    # lost already, as read_line will tell
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in self.TCP_OPTIONS.items():
                 if hasattr(socket, name):
@@ -117,7 +119,7 @@ class ChatClient:
             self.send_message(" ".join(self.nickname.split()))
             line = self.read_line()
             if line.startswith("NICK"):
-                raise NicknameRefused(line[5:])
+                raise NicknameRefused(line[5:])    # the reason after "NICK "
         return line
 
     def read_line(self) -> str:
@@ -131,12 +133,13 @@ class ChatClient:
         return re.sub(self.UNSAFE, "", line.decode("utf-8", "replace"))
 
     def send_message(self, text: str, wait=True):
-        """Send one message. Raises ChatError if it is too long or the connection is lost."""
+        """Send one message. Raises ChatError if it is too long or cannot be sent."""
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_LINE:
             raise ChatError(f"Not sent: a message may have at most {MAX_LINE} bytes, "
                             f"and this one has {len(data)}.")
         try:
+            # Which sockets can be written to now, without waiting?
             if not wait and not select.select([], [self.socket], [], 0)[1]:
                 raise ChatError("Not sent: the server does not listen. Try again.")
             self.socket.sendall(data + b"\n")
@@ -144,21 +147,22 @@ class ChatClient:
             raise ChatError("Not sent: the connection to the server is lost.")
 
     def give_up(self):
-        """End an attempt to join that takes too long."""
+        """End an attempt to join that takes too long. The timer calls this."""
         self.incoming.put(ChatError(f"{self.host} port {self.port} says nothing. "
                                     "Is that a chat server?"))
         self.cancel()
 
     def cancel(self, how=socket.SHUT_RDWR):
-        """End an attempt to join, without waiting for anything."""
+        """End an attempt to join or a chat, without waiting for anything."""
         self.closing = True
         with contextlib.suppress(OSError, AttributeError):    # closed, or none yet
             self.socket.shutdown(how)
 
     def close(self, timeout=None):
-        """Say that nothing more comes, and wait until the server has read all and closed.
+        """Say that we send no more, and wait until the server has read all and closed.
 
-        A mere close, with something unread, sends a reset: that can destroy what was sent last.
+        A mere close, while we have something unread, sends a reset: that can destroy what was
+        sent last.
         """
         self.cancel(socket.SHUT_WR)
         if self.socket:
@@ -170,7 +174,7 @@ def chat_in_terminal(host, port, nickname):
     """Print what comes, send what is typed until Ctrl+D, Ctrl+C or /quit. Raises ChatError."""
     if not sys.stdin or not sys.stdout:
         raise ChatError("--text needs something to read from and something to print to.")
-    for stream in (sys.stdin, sys.stdout):    # "replace": what this terminal cannot show
+    for stream in (sys.stdin, sys.stdout):    # "?" for what this terminal cannot show
         stream.reconfigure(errors="replace", line_buffering=True)
     client, line = join_in_terminal(host, port, nickname)
     printer = threading.Thread(target=print_lines, args=(client, line), daemon=True)
@@ -184,7 +188,7 @@ def chat_in_terminal(host, port, nickname):
                 client.send_message(line)
             except ChatError as error:
                 print(error)
-    # A poem from a pipe takes as long as the server's rate makes it; Ctrl+C ends the waiting.
+    # A poem from a pipe takes as long as the server's flood control makes it.
     client.close(CLOSE_TIMEOUT if sys.stdin.isatty() else None)
     printer.join(CLOSE_TIMEOUT)
 
@@ -194,12 +198,12 @@ def join_in_terminal(host, port, nickname):
     while True:
         client = ChatClient(host, port, nickname or input("Nickname: "))
         client.start()
-        line = client.incoming.get()
-        if not isinstance(line, ChatError):
-            return client, line
-        if not isinstance(line, NicknameRefused) or not sys.stdin.isatty():
-            raise line    # what comes next in a pipe is no nickname
-        print(line)
+        answer = client.incoming.get()
+        if not isinstance(answer, ChatError):
+            return client, answer
+        if not isinstance(answer, NicknameRefused) or not sys.stdin.isatty():
+            raise answer    # what comes next in a pipe is no nickname
+        print(answer)
         nickname = ""
 
 
@@ -211,23 +215,23 @@ def print_lines(client, line):
             line = client.incoming.get()
         if client.closing:
             return
-        print(line)
+        print(line)    # the error
     os._exit(1)    # nothing gentler ends the main thread, which waits for the keyboard
 
 
 ################ The window
 class ChatWindow:
-    """The window: joined, a line came, send, lost, closed. All of it runs in the GUI thread."""
+    """The window, a method for what happens: joined, a line came, typed, lost, closed."""
     def __init__(self, host, port, nickname):
         self.root = tkinter.Tk(className="Chat")
         self.root.withdraw()    # until we are in the room
-        self.client = ChatClient(host, port, nickname)    # from which nothing comes yet
+        self.client = ChatClient(host, port, nickname)    # never started: nothing comes from it
         self.connected, self.unread = False, 0
         self.build_widgets()
         self.dialog = JoinDialog(self, nickname, host, port)
         if nickname:
             self.dialog.join()
-        self.root.after(150, self.dialog.show)    # unless we are in the room by then
+        self.root.after(150, self.dialog.show)    # in 150 ms, unless we are in the room then
         self.process_incoming()
 
     def start_chat(self, client, first_line):
@@ -248,14 +252,14 @@ class ChatWindow:
                 lines[-1] = f"* {lines[-1]}"
                 self.connected = False
                 self.send_button.configure(text="Reconnect", command=self.dialog.show)
-            self.message_list.add(lines)
+            self.message_list.add(lines)    # if there is none, too: it sees who has scrolled
             self.unread += sum(not line.startswith("* ") for line in lines)
             self.update_title()
-        finally:    # only now: where the next look is always due, Tk never redraws
+        finally:    # whatever happened, but only now, so that Tk can redraw between two looks
             self.root.after(TICK, self.process_incoming)
 
     def update_title(self):
-        """Count what nobody has seen: the window has no focus, or one has scrolled up."""
+        """Show how many are unread: none if the window has the focus and shows the newest."""
         if self.root.focus_displayof() and self.message_list.following:
             self.unread = 0
         title = f"Chat - {self.client.nickname}"
@@ -267,10 +271,10 @@ class ChatWindow:
             self.root.title(title)
 
     def send_message(self, event=None):
-        """Send what is in the entry, each line as a message. What cannot be sent stays."""
+        """Send what is in the entry, pasted lines one by one. What cannot be sent stays."""
         lines = [line for line in self.entry_field.get().splitlines() if line.strip()]
         try:
-            for line in list(lines):
+            for line in list(lines):    # a copy, for what is sent goes
                 if line.split(" ")[0] == "/quit":
                     self.on_closing()
                     return
@@ -287,7 +291,7 @@ class ChatWindow:
 
     def type_on(self, event):
         """What is typed while the messages have the keyboard goes to the entry."""
-        command = sys.platform == "darwin" and event.state & 8    # Cmd types nothing
+        command = sys.platform == "darwin" and event.state & 8    # bit 3: the Cmd key
         if event.char and event.char.isprintable() and not command:
             self.entry_field.focus()
             self.entry_field.insert("insert", event.char)
@@ -317,7 +321,7 @@ class ChatWindow:
         self.message_listbox.pack(fill="both", expand=True)
         self.send_button.pack(side="right", padx=(8, 0))
         self.entry_field.pack(fill="both", expand=True)
-        self.entry_field.bind("<<Enter>>", self.send_message)
+        self.entry_field.bind("<<Return>>", self.send_message)
         turn_page = self.message_listbox.yview_scroll
         self.entry_field.bind("<Prior>", lambda event: turn_page(-1, "pages"))    # Page Up
         self.entry_field.bind("<Next>", lambda event: turn_page(1, "pages"))      # Page Down
@@ -345,17 +349,17 @@ class JoinDialog:
         self.join_button.state(["disabled" if self.client else "!disabled"])
 
     def look(self):
-        """Take the answer, if there is one. This thread waits for nothing."""
+        """Take the answer, if there is one. The GUI thread waits for nothing."""
         if not self.client or self.client.incoming.empty():
             return
         client, self.client = self.client, None
-        line = client.incoming.get()
-        if not isinstance(line, ChatError):
-            self.chat_window.start_chat(client, line)
-            self.cancel()
+        answer = client.incoming.get()
+        if not isinstance(answer, ChatError):
+            self.chat_window.start_chat(client, answer)
+            self.cancel()    # only now, when there is a chat behind the dialog
             return
-        self.say(line)
-        if isinstance(line, NicknameRefused):    # so that one types over it
+        self.say(answer)
+        if isinstance(answer, NicknameRefused):    # so that one types over it
             self.fields[0].focus()
             self.fields[0].selection_range(0, "end")
 
@@ -394,20 +398,21 @@ class JoinDialog:
         self.status_label.pack(anchor="w")
         self.join_button = ttk.Button(form, text="Join", command=self.join)
         self.join_button.pack(anchor="e")
-        self.window.bind("<<Enter>>", self.join)
+        self.window.bind("<<Return>>", self.join)
         self.window.bind("<Escape>", self.cancel)
         self.window.protocol("WM_DELETE_WINDOW", self.cancel)
 
 
 class Message:
-    """A line of the chat, and when it came."""
+    """A line of the chat, and when it came. Two with equal text are still two."""
     def __init__(self, text):
         self.text, self.time = text, time.strftime("%H:%M  ")
 
 
 class MessageList:
     """The messages in a Listbox: wrapped, the newest in sight, the oldest forgotten."""
-    COLOURS = {"You:": "#1f78cc", "*": "#388538"}    # 4.5 on white and on black (WCAG contrast)
+    # By the first word. Their contrast is at least 4.5 (WCAG) on white and on black.
+    COLOURS = {"You:": "#1f78cc", "*": "#388538"}
     BORDER = 12    # pixels of the Listbox that no text can use
 
     def __init__(self, listbox):
@@ -416,14 +421,14 @@ class MessageList:
         self.rows = []    # for each row of the Listbox, the Message that it is part of
         self.following = True    # the newest message is in sight
         self.width = listbox.winfo_reqwidth()
-        # Asking Tk how many pixels wide a text is takes long: ask once for each.
+        # How many pixels wide is a text? Asking Tk takes long, so the answers are kept.
         self.width_of = functools.lru_cache(None)(font.nametofont("TkTextFont").measure)
         listbox.bind("<Configure>", self.on_resize)
         listbox.bind("<<Copy>>", self.copy)    # Ctrl+C, on macOS Cmd+C
 
     def add(self, lines):
         """Show lines at the end, and stay at the end if it was in sight."""
-        self.following = self.listbox.yview()[1] == 1
+        self.following = self.listbox.yview()[1] == 1    # the lower end of what is in sight
         messages = [Message(line) for line in lines]
         self.messages += messages
         self.insert_rows(messages)
@@ -445,18 +450,18 @@ class MessageList:
         """Wrap messages and add their rows, the second and later ones below the text."""
         for message in messages:
             colour = self.COLOURS.get(message.text.split(" ")[0], "")
-            start, width = message.time, self.width_of(message.time)
-            for row in wrap(message.text, self.width - self.BORDER - width, self.width_of):
+            start, indent = message.time, self.width_of(message.time)
+            for row in wrap(message.text, self.width - self.BORDER - indent, self.width_of):
                 self.rows.append(message)
                 self.listbox.insert("end", start + row)
                 self.listbox.itemconfigure("end", foreground=colour)
                 # The next row begins below the text: with spaces as wide as the time.
-                start = " " * round(width / self.width_of(" "))
+                start = " " * round(indent / self.width_of(" "))
         if not self.listbox.curselection():
             self.listbox.activate("end")    # where the arrow keys start
 
     def on_resize(self, event):
-        """Keep the newest in sight. Wrap again when the width is the same for a moment."""
+        """Keep the newest in sight. Wrap again when the width stays the same for a moment."""
         if self.following:
             self.listbox.see("end")
         if event.width != self.width:
@@ -465,7 +470,7 @@ class MessageList:
 
     def rewrap(self, width):
         """Wrap all messages again. What was on top stays there, unless the end was in sight."""
-        if self.rows and width == self.width:    # or it changes still
+        if self.rows and width == self.width:    # or it has changed again
             top = self.rows[self.listbox.nearest(0)]
             self.rows.clear()
             self.listbox.delete(0, "end")
@@ -490,7 +495,7 @@ def wrap(text: str, width: int, width_of):
     rows, room = [""], width    # room: what is left of the last row
     for word in re.findall(WORD, text):
         too_long = sum(map(width_of, word)) > width
-        for piece in word if too_long else [word]:    # letter by letter, or as a whole
+        for piece in word if too_long else [word]:    # each letter, or the word as a whole
             piece_width = sum(map(width_of, piece))
             if piece_width > room:
                 rows.append("")
@@ -503,8 +508,8 @@ def wrap(text: str, width: int, width_of):
 def set_habits(root):
     """Let letters be large, Enter press the button that has the keyboard, and Ctrl+A select."""
     font.nametofont("TkTextFont").configure(size=13)    # for the projector
-    root.event_add("<<Enter>>", "<Return>", "<KP_Enter>")    # the second: on the number pad
-    root.bind_class("TButton", "<<Enter>>", lambda event: event.widget.invoke())
+    root.event_add("<<Return>>", "<Return>", "<KP_Enter>")    # the second: on the number pad
+    root.bind_class("TButton", "<<Return>>", lambda event: event.widget.invoke())
     if root.tk.call("tk", "windowingsystem") == "x11":
         ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
         root.event_delete("<<LineStart>>", "<Control-a>")
@@ -526,6 +531,7 @@ def open_window(host, port, nickname):
         raise ChatError(f"There is no screen for a window: {error}. "
                         "Without one: python chat_client.py --text")
     signal.signal(signal.SIGINT, lambda *_: window.root.after(0, window.on_closing))    # Ctrl+C
+    window.root.createcommand("tk::mac::Quit", window.on_closing)    # Cmd+Q
     window.root.mainloop()
 
 
