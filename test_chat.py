@@ -1249,7 +1249,7 @@ class ConnectionTest(ClientCase):
         self.expect(client, "Hi")
         client.send_message("last words")
         client.close(0.1)    # seconds, and not for ever
-        self.assertTrue(client.thread.is_alive())
+        self.assertTrue(client.thread.is_alive(), "It does not wait for the server.")
         threading.Timer(0.1, leave.set).start()
         client.close()
         self.assertEqual(heard, [b"last words\n", "closed"])
