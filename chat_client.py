@@ -52,12 +52,12 @@ class ChatClient:
     `incoming` gets a line when we are in the room, then all others, and last the ChatError
     that ended it, put there as an object: nobody can catch what another thread raises.
     """
-    # Send small messages at once; ask a server that is silent for 30 seconds (macOS has another
-    # name for that) if it is there, 3 times, 10 seconds apart; let a message be unconfirmed for
-    # at most 60,000 ms.
+    # Send small messages at once; ask a server that is silent for 30 seconds (KEEPIDLE, on
+    # macOS KEEPALIVE) if it is there, 3 times, 10 seconds apart; let a message be unconfirmed
+    # for at most 60,000 ms.
     TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
                    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    # The line ending, and what could colour a terminal or turn text around.
+    # Line endings, tabs, and what could colour a terminal or turn text around.
     UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
     def __init__(self, host, port, nickname):
@@ -67,7 +67,7 @@ class ChatClient:
         self.closing = False
 
     def start(self):
-        """Connect, join and receive in a thread. `incoming` has an answer in JOIN_TIMEOUT."""
+        """Connect, join and receive in a thread. It has an answer within JOIN_TIMEOUT."""
         self.thread = threading.Thread(target=self.receive_messages)
         self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
         for thread in (self.timer, self.thread):
@@ -97,7 +97,7 @@ class ChatClient:
         if not self.port.isdecimal() or not 1 <= int(self.port) <= 65535:
             raise ChatError("A port is a number from 1 to 65535.")
         address = self.host, int(self.port)
-        try:    # a name may have two addresses: half of the time for each
+        try:    # a name may have two addresses: each gets half of the time
             self.socket = socket.create_connection(address, JOIN_TIMEOUT / 2)
         except (socket.gaierror, UnicodeError):
             raise ChatError(f"There is no computer called {self.host}. Is it typed correctly?")
@@ -133,13 +133,13 @@ class ChatClient:
         return re.sub(self.UNSAFE, "", line.decode("utf-8", "replace"))
 
     def send_message(self, text: str, wait=True):
-        """Send one message. Raises ChatError if it is too long or cannot be sent."""
+        """Send one message. Raises ChatError if it cannot be sent (not now: wait=False)."""
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_LINE:
             raise ChatError(f"Not sent: a message may have at most {MAX_LINE} bytes, "
                             f"and this one has {len(data)}.")
         try:
-            # Which sockets can be written to now, without waiting?
+            # The second list of select's answer: the sockets that have room now.
             if not wait and not select.select([], [self.socket], [], 0)[1]:
                 raise ChatError("Not sent: the server does not listen. Try again.")
             self.socket.sendall(data + b"\n")
@@ -153,20 +153,20 @@ class ChatClient:
         self.cancel()
 
     def cancel(self, how=socket.SHUT_RDWR):
-        """End an attempt to join or a chat, without waiting for anything."""
+        """End an attempt, a chat, or our half of it. Wakes who reads, and waits for nothing."""
         self.closing = True
         with contextlib.suppress(OSError, AttributeError):    # closed, or none yet
             self.socket.shutdown(how)
 
     def close(self, timeout=None):
-        """Say that we send no more, and wait until the server has read all and closed.
+        """Say that we send no more, and wait until the server has read all, or for the timeout.
 
         A mere close, while we have something unread, sends a reset: that can destroy what was
         sent last.
         """
         self.cancel(socket.SHUT_WR)
         if self.socket:
-            self.thread.join(timeout)    # seconds
+            self.thread.join(timeout)    # in seconds; without a socket there may be no thread
 
 
 ################ The terminal
@@ -176,8 +176,8 @@ def chat_in_terminal(host, port, nickname):
         raise ChatError("--text needs something to read from and something to print to.")
     for stream in (sys.stdin, sys.stdout):    # "?" for what this terminal cannot show
         stream.reconfigure(errors="replace", line_buffering=True)
-    client, line = join_in_terminal(host, port, nickname)
-    printer = threading.Thread(target=print_lines, args=(client, line), daemon=True)
+    client, first_line = join_in_terminal(host, port, nickname)
+    printer = threading.Thread(target=print_lines, args=(client, first_line), daemon=True)
     printer.start()
     with contextlib.suppress(KeyboardInterrupt):    # Ctrl+C is a way to leave
         for line in sys.stdin:
@@ -221,7 +221,7 @@ def print_lines(client, line):
 
 ################ The window
 class ChatWindow:
-    """The window, a method for what happens: joined, a line came, typed, lost, closed."""
+    """The window, a method for what happens: joined, lines came (or the end), send, close."""
     def __init__(self, host, port, nickname):
         self.root = tkinter.Tk(className="Chat")
         self.root.withdraw()    # until we are in the room
@@ -231,7 +231,7 @@ class ChatWindow:
         self.dialog = JoinDialog(self, nickname, host, port)
         if nickname:
             self.dialog.join()
-        self.root.after(150, self.dialog.show)    # in 150 ms, unless we are in the room then
+        self.root.after(150, self.dialog.show)    # does nothing if we are in the room by then
         self.process_incoming()
 
     def start_chat(self, client, first_line):
@@ -252,14 +252,14 @@ class ChatWindow:
                 lines[-1] = f"* {lines[-1]}"
                 self.connected = False
                 self.send_button.configure(text="Reconnect", command=self.dialog.show)
-            self.message_list.add(lines)    # if there is none, too: it sees who has scrolled
+            self.message_list.add(lines)    # or none: it also notes whether one has scrolled
             self.unread += sum(not line.startswith("* ") for line in lines)
             self.update_title()
-        finally:    # whatever happened, but only now, so that Tk can redraw between two looks
+        finally:    # whatever happened, and after the work, so that Tk can redraw in between
             self.root.after(TICK, self.process_incoming)
 
     def update_title(self):
-        """Show how many are unread: none if the window has the focus and shows the newest."""
+        """Show a new title: none is unread if the window has the focus and shows the newest."""
         if self.root.focus_displayof() and self.message_list.following:
             self.unread = 0
         title = f"Chat - {self.client.nickname}"
@@ -303,7 +303,7 @@ class ChatWindow:
         self.client.close(CLOSE_TIMEOUT)
 
     def build_widgets(self):
-        """Lay out the messages, which grow with the window, over the entry and the button."""
+        """Pack the entry and the button first, so that the messages get the rest."""
         self.root.minsize(360, 240)
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
         set_habits(self.root)
@@ -321,7 +321,7 @@ class ChatWindow:
         self.message_listbox.pack(fill="both", expand=True)
         self.send_button.pack(side="right", padx=(8, 0))
         self.entry_field.pack(fill="both", expand=True)
-        self.entry_field.bind("<<Return>>", self.send_message)
+        self.entry_field.bind("<<Return>>", self.send_message)    # our own name: see set_habits
         turn_page = self.message_listbox.yview_scroll
         self.entry_field.bind("<Prior>", lambda event: turn_page(-1, "pages"))    # Page Up
         self.entry_field.bind("<Next>", lambda event: turn_page(1, "pages"))      # Page Down
@@ -344,7 +344,7 @@ class JoinDialog:
             self.say("Connecting\u2026")
 
     def say(self, text):
-        """Show a text over the button. While it connects, there is nothing to press."""
+        """Show a text over the button, which works only while there is no client."""
         self.status_label["text"] = text
         self.join_button.state(["disabled" if self.client else "!disabled"])
 
@@ -356,7 +356,7 @@ class JoinDialog:
         answer = client.incoming.get()
         if not isinstance(answer, ChatError):
             self.chat_window.start_chat(client, answer)
-            self.cancel()    # only now, when there is a chat behind the dialog
+            self.cancel()    # hide, now that there is a window behind
             return
         self.say(answer)
         if isinstance(answer, NicknameRefused):    # so that one types over it
@@ -371,7 +371,7 @@ class JoinDialog:
             self.fields[0].focus()
 
     def cancel(self, event=None):
-        """Hide, and give up at once. Without a chat behind the dialog the program ends."""
+        """Hide, and give up a try. Without a window behind the dialog the program ends."""
         if self.client:
             self.client.cancel()
             self.client = None
@@ -404,7 +404,7 @@ class JoinDialog:
 
 
 class Message:
-    """A line of the chat, and when it came. Two with equal text are still two."""
+    """A line of the chat, and when it came. Two with equal text are still two (for `is`)."""
     def __init__(self, text):
         self.text, self.time = text, time.strftime("%H:%M  ")
 
@@ -413,7 +413,7 @@ class MessageList:
     """The messages in a Listbox: wrapped, the newest in sight, the oldest forgotten."""
     # By the first word. Their contrast is at least 4.5 (WCAG) on white and on black.
     COLOURS = {"You:": "#1f78cc", "*": "#388538"}
-    BORDER = 12    # pixels of the Listbox that no text can use
+    BORDER = 12    # pixels of the Listbox without text, with some to spare
 
     def __init__(self, listbox):
         self.listbox = listbox
@@ -428,7 +428,7 @@ class MessageList:
 
     def add(self, lines):
         """Show lines at the end, and stay at the end if it was in sight."""
-        self.following = self.listbox.yview()[1] == 1    # the lower end of what is in sight
+        self.following = self.listbox.yview()[1] == 1    # 1: what is in sight ends at the end
         messages = [Message(line) for line in lines]
         self.messages += messages
         self.insert_rows(messages)
@@ -438,7 +438,7 @@ class MessageList:
 
     def forget_oldest(self):
         """Keep at most MAX_MESSAGES messages, and MAX_ROWS rows of them."""
-        gone = 0    # rows
+        gone = 0    # rows; with none, Tk's delete(0, -1) deletes nothing
         while len(self.messages) > MAX_MESSAGES or len(self.rows) - gone > MAX_ROWS:
             oldest = self.messages.pop(0)
             while self.rows[gone] is oldest:
@@ -469,7 +469,7 @@ class MessageList:
             self.listbox.after(100, self.rewrap, event.width)
 
     def rewrap(self, width):
-        """Wrap all messages again. What was on top stays there, unless the end was in sight."""
+        """Wrap all messages again. The one on top stays there, unless the end was in sight."""
         if self.rows and width == self.width:    # or it has changed again
             top = self.rows[self.listbox.nearest(0)]
             self.rows.clear()
@@ -487,7 +487,7 @@ class MessageList:
 
 
 WIDE = "\u2e80-\uffef\U0001f000-\U0003ffff"    # Chinese, Japanese, Korean, emoji
-WORD = f"[{WIDE}]|[^{WIDE} ]* ?"    # one of these, or a word and the space after it
+WORD = f"[{WIDE}]|[^{WIDE} ]* ?"    # such a letter, or a word and the space after it
 
 
 def wrap(text: str, width: int, width_of):
@@ -506,7 +506,7 @@ def wrap(text: str, width: int, width_of):
 
 
 def set_habits(root):
-    """Let letters be large, Enter press the button that has the keyboard, and Ctrl+A select."""
+    """Large letters, Enter presses a button that has the keyboard, Ctrl+A selects (on X11)."""
     font.nametofont("TkTextFont").configure(size=13)    # for the projector
     root.event_add("<<Return>>", "<Return>", "<KP_Enter>")    # the second: on the number pad
     root.bind_class("TButton", "<<Return>>", lambda event: event.widget.invoke())
