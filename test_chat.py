@@ -56,7 +56,7 @@ linux_only = unittest.skipUnless(LINUX, "Linux alone tells in /proc what a proce
 def setUpModule():
     # In the background of a script Ctrl+C is ignored, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if resource:    # macOS allows 256 open files by default; 300 visitors need more
+    if resource:    # macOS allows 256 open files; 150 visitors, each with two ends, need more
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         with contextlib.suppress(ValueError):    # so many are not allowed
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
