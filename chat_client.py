@@ -457,8 +457,8 @@ class MessageList:
                 self.listbox.itemconfigure("end", foreground=colour)
                 # The next row begins below the text: with spaces as wide as the time.
                 start = " " * round(indent / self.width_of(" "))
-        if not self.listbox.curselection():
-            self.listbox.activate("end")    # where the arrow keys start
+            if not self.listbox.curselection():
+                self.listbox.activate("end")    # where the arrow keys start
 
     def on_resize(self, event):
         """Keep the newest in sight. Wrap again when the width stays the same for a moment."""
