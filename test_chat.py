@@ -391,7 +391,7 @@ class ChatTest(unittest.TestCase):
         """Call it in a thread, as if at this very moment. A lock may make it wait."""
         thread = threading.Thread(target=function, args=arguments)
         thread.start()
-        thread.join(0.2)
+        thread.join(0.1)
 
 
 ################ The protocol: lines
@@ -1422,12 +1422,12 @@ sys.exit()""")
             grace.expect("* Ada joined", f"Ada: last words {number}", "* Ada left")
 
     def test_all_of_a_long_input_arrives_at_the_rate_of_the_server(self):
-        grace, ada = self.chat(rate=50, setup="chat_client.CLOSE_TIMEOUT = 0.2")
-        ada.type(*map(str, range(150)))    # takes a second, longer than the window would wait
+        grace, ada = self.chat(rate=100, setup="chat_client.CLOSE_TIMEOUT = 0.1")
+        ada.type(*map(str, range(250)))    # longer than the window would wait: half a second
         ada.process.stdin.close()
-        for number in range(150):
+        for number in range(250):
             grace.expect(f"Ada: {number}")
-            if number == 130:
+            if number == 230:
                 grace.send("hello")    # she is still there to hear it
         grace.expect("* Ada left")
         ada.expect_end(0, "Grace: hello\n")
