@@ -1004,7 +1004,7 @@ class StopTest(ChatTest):
     def test_everybody_hears_that_the_server_stops_and_the_port_is_free_at_once(self):
         program = self.start_program()
         for number in (signal.SIGINT, signal.SIGTERM):
-            visitors = [self.visit(program, f"Visitor {number}") for number in range(50)]
+            visitors = [self.visit(program, f"Visitor {number}") for number in range(30)]
             self.assertLess(program.stop(number), 2)
             for visitor in visitors:
                 self.assertNotIn(" left", "".join(visitor.lines_until(STOPPED)))
@@ -2076,7 +2076,7 @@ class ClosingTest(WindowCase):
 class Window(chat_client.ChatWindow):
     def __init__(self, *args):
         super().__init__(*args)
-        self.root.after(300, self.soon)
+        self.root.after(200, self.soon)
     def soon(self):
         {}
 chat_client.ChatWindow = Window"""
