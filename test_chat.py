@@ -1649,8 +1649,7 @@ class DialogTest(WindowCase):
         self.pump(lambda: "called Grace already" in self.status())
         self.assertEqual(self.typed()[0], "Grace")
         self.press(self.dialog().focus_lastfor(), *"Eve")
-        button, = self.parts("TButton")
-        button.invoke()
+        self.parts("TButton")[0].invoke()
         self.see("* Welcome, Eve!", "* Online (2): Grace, Eve")
 
     def test_while_it_connects_the_dialog_lives_and_enter_is_one_attempt(self):
@@ -1685,7 +1684,6 @@ class DialogTest(WindowCase):
         self.assertEqual(self.typed(), ["Ada", HOST, str(address.port)])
         self.close()
         self.open(self.start_server(), "Ada")
-        self.assertIsNone(self.dialog())
         self.see("* Welcome, Ada!", "* Online (1): Ada")
         self.window.dialog.show()    # as an alarm does a moment later
         self.assertIsNone(self.dialog())
@@ -2071,16 +2069,18 @@ class ReconnectTest(WindowCase):
 
 
 class ClosingTest(WindowCase):
-    # A moment after the program has started, when its window is shown, it does something.
+    # As soon as the program shows its window, or without a nickname the dialog, it does this.
     SOON = """
 class Window(chat_client.ChatWindow):
     def __init__(self, *args):
         super().__init__(*args)
-        self.root.after(200, self.soon)
+        self.root.after(0, self.soon)
     def soon(self):
+        shown = self.root if "--nickname" in sys.argv else self.dialog.window
+        shown.wait_visibility()
         {}
 chat_client.ChatWindow = Window"""
-    CLOSE = "{0}.tk.eval({0}.protocol('WM_DELETE_WINDOW'))"    # as a window manager does
+    CLOSE = "shown.tk.eval(shown.protocol('WM_DELETE_WINDOW'))"    # as a window manager does
 
     def start_window(self, *options, soon):
         """Start the client as a program, and Grace, who is in the room."""
@@ -2089,11 +2089,10 @@ chat_client.ChatWindow = Window"""
         return self.start_client(server, *options, setup=self.SOON.format(soon))
 
     def test_closing_the_window_or_the_dialog_ends_the_program(self):
-        window = self.start_window("--nickname", "Ada", soon=self.CLOSE.format("self.root"))
+        window = self.start_window("--nickname", "Ada", soon=self.CLOSE)
         self.grace.expect("* Ada joined", "* Ada left")
         window.expect_end(0)
-        dialog = self.CLOSE.format("self.root.winfo_children()[-1]")
-        self.start_window(soon=dialog).expect_end(0)
+        self.start_window(soon=self.CLOSE).expect_end(0)
 
     @posix_only
     def test_ctrl_c_in_the_terminal_ends_the_program(self):
@@ -2108,6 +2107,7 @@ chat_client.ChatWindow = Window"""
         grace = self.visit(server, "Grace")
         for number in range(8):
             self.open(server, "Ada")
+            self.see("* Welcome, Ada!", "* Online (2): Grace, Ada")
             grace.expect("* Ada joined")
             grace.send("unread")
             self.entry.insert(0, f"last words {number}")
