@@ -67,7 +67,7 @@ class ChatClient:
         self.closing = False
 
     def start(self):
-        """Connect, join and receive in a thread. It has an answer within JOIN_TIMEOUT."""
+        """Connect and receive in a thread. Within JOIN_TIMEOUT, `incoming` has an answer."""
         self.thread = threading.Thread(target=self.receive_messages)
         self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
         for thread in (self.timer, self.thread):
