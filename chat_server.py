@@ -1,15 +1,18 @@
-"""A chat server: every line that one client sends goes to all the others.
+"""A chat server: it broadcasts each client's messages to all other clients.
 
-Run it:     python chat_server.py                  (this computer alone can join)
-            python chat_server.py --host 0.0.0.0   (everybody on the network can)
-Join it:    python chat_client.py                  (or by hand: nc 127.0.0.1 7500)
+Run it:   python chat_server.py                 (only this computer can join)
+          python chat_server.py --host 0.0.0.0  (the whole network can join)
+Join it:  python chat_client.py                 (or by hand: nc 127.0.0.1 7500)
 
-Many threads read, one delivers: accept_connections starts a thread for each client. It runs
-handle_client, which posts (recipients, bytes) to the outbox, and deliver_messages sends them.
+Many threads receive, one thread sends. Each client has a thread that runs
+handle_client: it puts (recipients, bytes) in a queue, the outbox. The delivery
+thread runs deliver_messages: it takes them out of the outbox and sends them.
 """
+
 import argparse
 import collections
 import contextlib
+import errno
 import logging.handlers
 import queue
 import re
@@ -20,70 +23,106 @@ import sys
 import threading
 import time
 import unicodedata
-from typing import Iterator, List
 
-HOST, PORT = "127.0.0.1", 7500    # this computer alone
-RATE, BURST = 20, 2      # lines a second; after a pause, this many seconds' worth at once
-LONG_LINE = 256          # bytes; a line that is longer counts as several
-MAX_LINE = 4096          # bytes: room for 1,024 characters of any alphabet
-MAX_NICKNAME, NICKNAME_TIMEOUT = 20, 60    # characters; seconds to choose it
-CHUNK_SIZE = 32 * 1024   # bytes for one recv or send
+HOST = "127.0.0.1"  # only this computer
+PORT = 7500
+MAX_CONNECTIONS = 100  # from one computer
+LINES_PER_SECOND = 20  # from one computer
+BURST_SECONDS = 2  # after a pause, this many seconds' worth of lines
+BYTES_PER_LINE = 256  # a longer line counts as several
+MAX_LINE_BYTES = 4096  # 1,024 characters in any script
+MAX_NICKNAME = 20  # characters
+NICKNAME_TIMEOUT = 300  # seconds
+CHUNK_SIZE = 32 * 1024  # bytes, for one recv or send
+CLOSE = b""  # in the outbox: close the connection
+STOP = None  # in the outbox: end the delivery thread
+logger = logging.getLogger(__name__)
 
 
-################ The room
+# --- The room ---
+
 class ChatServer:
-    """A chat room. After start(), host and port say where it listens; port 0: any free one."""
-    def __init__(self, host: str, port: int, rate: int = RATE):
-        self.host, self.port, self.rate = host, port, rate
+    """A chat room. Call start, then accept_connections, then stop, once each.
+
+    host (str) and port (int; 0: any free port) say where to listen. rate
+    (int) is how many lines per second each computer can send; 0: no limits.
+    """
+
+    def __init__(self, host, port, rate):
+        self.host = host
+        self.port = port
+        self.rate = rate
+        self.accepting = True
+        self.stopping = threading.Event()
+        self.server_socket = None
+        self.delivery_thread = threading.Thread(
+            target=self.deliver_messages, name="delivery", daemon=True)
+        self.outbox = queue.SimpleQueue()  # of (recipients, bytes)
         self.connected_clients = set()
-        self.room = {}                       # those who have a nickname: nickname_key -> Client
-        self.lock = threading.RLock()        # to change or loop over these; R: even twice
-        self.outbox = queue.SimpleQueue()    # (recipients, bytes); b"": close them; None: end
+        self.members = {}  # normalized nickname -> client that has joined
+        self.due_times = {}  # IP address -> when its latest line is due
+        # A thread must hold the lock to change these three or to loop over
+        # them. RLock: the thread that holds this lock can acquire it again.
+        self.lock = threading.RLock()
 
     def start(self):
-        """Listen, and start the thread that delivers. Raises OSError or ValueError."""
-        self.accepting, self.stopping = True, threading.Event()
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        *_, address = socket.getaddrinfo(self.host, self.port, family)[0]
-        # The same as socket, setsockopt, bind and listen. It sets SO_REUSEADDR, so that we can
-        # restart on this port at once; not on Windows, where two servers could then share it.
-        self.server_socket = socket.create_server(address, family=family, backlog=1024,
-                                                  dualstack_ipv6=":" in self.host)
-        self.server_socket.settimeout(0.2)    # so that accept does not wait for ever
+        """Listen, and start the delivery thread. Raises OSError, TypeError."""
+        is_ipv6 = ":" in self.host
+        # This is socket, setsockopt, bind and listen in one. It sets
+        # SO_REUSEADDR, so that a restarted server can reuse its port;
+        # not on Windows, where two servers could then share address and port.
+        self.server_socket = socket.create_server(
+            (self.host, self.port), backlog=1024, dualstack_ipv6=is_ipv6,
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+        # On Windows, Ctrl+C cannot interrupt accept (Python issue 85609).
+        self.server_socket.settimeout(0.2)  # seconds
         self.host, self.port = self.server_socket.getsockname()[:2]
-        self.deliver_thread = threading.Thread(target=self.deliver_messages, daemon=True)
-        self.deliver_thread.start()
+        self.delivery_thread.start()
 
     def accept_connections(self):
-        """Let in everybody who connects, while `accepting`: nothing else ends this."""
-        in_trouble = False
+        """Accept clients while `accepting` is True. No error ends this."""
+        error_logged = False
         while self.accepting:
-            self.show_out_the_nameless()
+            self.enforce_nickname_timeout()
             try:
-                client_socket, client_address = self.server_socket.accept()
-                self.start_client(client_socket)
-                in_trouble = False
-            except socket.timeout:
-                pass    # nobody came
-            except (OSError, RuntimeError, MemoryError) as error:    # no sockets, threads left
-                if not in_trouble:    # the first of many is enough for the log
-                    logging.error(f"A client could not connect: {error}")
-                in_trouble = True
+                # Nobody connected, or the connection was reset immediately.
+                with contextlib.suppress(socket.timeout, ConnectionError):
+                    client_socket, address = self.server_socket.accept()
+                    # macOS: an aborted connection can have no address.
+                    self.start_client_thread(
+                        client_socket, address[0] if address else "")
+                    error_logged = False
+            except (OSError, RuntimeError, MemoryError) as error:
+                # No file descriptors, threads or memory left: wait for some.
+                if not error_logged:
+                    logger.error(f"Cannot accept connections: {error}")
+                error_logged = True
                 time.sleep(0.1)
 
-    def show_out_the_nameless(self):
-        """Disconnect those who have not chosen a nickname in time."""
-        with self.lock:    # or one of them could choose a nickname just now
+    def enforce_nickname_timeout(self):
+        """Disconnect the clients that have not sent a nickname in time."""
+        # Without the lock, a client could join while this disconnects it.
+        with self.lock:
             for client in list(self.connected_clients):
-                if not client.nickname and client.deadline < time.monotonic():
-                    self.reply(client, f"* No nickname came within {NICKNAME_TIMEOUT} seconds.")
+                if (not client.nickname
+                        and client.nickname_deadline < time.monotonic()):
+                    self.reply(client, "* No nickname was received within "
+                                       f"{NICKNAME_TIMEOUT} seconds.")
                     self.disconnect_client(client)
 
-    def start_client(self, client_socket):
-        """Give a new client a thread. Raises RuntimeError if the system has none left."""
-        client = Client(client_socket)
-        client.thread = threading.Thread(target=self.handle_client, args=(client,), daemon=True)
-        with self.lock:    # or its thread could disconnect it before it is added
+    def start_client_thread(self, client_socket, ip_address):
+        """Start the thread of a new client. Raises RuntimeError."""
+        client = ClientConnection(client_socket, ip_address)
+        client.thread = threading.Thread(
+            target=self.handle_client, args=(client,), daemon=True,
+            name="unnamed client")
+        # Without the lock, the thread could end before the client is added.
+        with self.lock:
+            addresses = [other.ip_address for other in self.connected_clients]
+            if self.rate and addresses.count(ip_address) >= MAX_CONNECTIONS:
+                self.reply(client, "* This computer has too many connections.")
+                self.queue([client], CLOSE)
+                return
             try:
                 client.thread.start()
             except RuntimeError:
@@ -92,287 +131,368 @@ class ChatServer:
             self.connected_clients.add(client)
 
     def handle_client(self, client):
-        """Read what a client sends, from nickname to last line. Its thread runs this."""
-        client.set_options()
+        """Receive lines until the client leaves. Its thread runs this."""
+        client.set_socket_options()
         self.reply(client, "NICK Choose a nickname.")
-        batches = read_lines(client.socket)    # reads nothing yet: the loop below makes it read
+        # These are generators: they start when the loop asks for lines.
+        batches = read_lines(client.socket)
         if self.rate:
-            batches = limit_rate(batches, self.rate, self.stopping)
+            batches = self.limit_rate(client.ip_address, batches)
         try:
             for lines in batches:
-                if not self.handle_lines(client, lines):
+                if not self.process_lines(client, lines):
                     break
         except OSError as error:
-            logging.info(f"{client.nickname or 'Somebody without a nickname'}: {error}")
+            # Expected if the server has closed the connection itself.
+            if client in self.connected_clients:
+                logger.info(f"{client}: {error}")
         finally:
             self.disconnect_client(client)
 
-    def handle_lines(self, client, lines: List[bytes]) -> bool:
-        """Join, answer or broadcast, as each line asks. Return whether the client stays."""
-        messages, command = [], ""
-        for line in lines:
-            text = clean(line)
-            command = text.split(" ")[0]
-            if not client.nickname and HTTP.match(line):
-                command = "/quit"    # a browser: any web page could make it post here
-            if command == "/quit":
-                break
-            elif not client.nickname:
-                self.join_room(client, " ".join(text.split()))
-            elif len(line) > MAX_LINE:
-                self.reply(client, f"* Not sent: a message may have at most {MAX_LINE} bytes.")
-            elif command == "/who":
-                self.reply_who_is_online(client)
-            elif command.startswith("/"):
-                self.reply(client, f"* Unknown command {command}. Commands: /who, /quit")
-            elif text.strip():
-                messages.append(f"{client.nickname}: {text}")
-        self.broadcast_message(client, "\n".join(messages))    # as one: that is faster
-        for message in messages:
-            logging.info(message)
-        return command != "/quit" and client in self.connected_clients
+    def limit_rate(self, ip_address, batches):
+        """Yield each line (bytes) when it is due: a "token bucket"."""
+        for lines in batches:
+            for line in lines:
+                seconds = max(1, len(line) / BYTES_PER_LINE) / self.rate
+                past = time.monotonic() - BURST_SECONDS
+                # Without the lock, two threads could count their lines as one.
+                with self.lock:
+                    # A computer that may send a whole burst needs no entry.
+                    self.due_times = {
+                        address: due for address, due
+                        in self.due_times.items() if due > past}
+                    due = self.due_times.get(ip_address, past) + seconds
+                    self.due_times[ip_address] = due
+                # While this waits, nothing calls recv: TCP slows the sender.
+                self.stopping.wait(due - time.monotonic())
+                yield [line]
 
-    def join_room(self, client, nickname: str):
-        """Let the client into the room under this nickname, or tell it why not."""
-        problem = nickname_problem(nickname)
-        with self.lock:    # or two could find the same nickname free at the same moment
-            if not problem and nickname_key(nickname) in self.room:
-                problem = f"Somebody here is called {nickname} already."
+    def process_lines(self, client, lines):
+        """Process lines (bytes). Return whether the client stays."""
+        messages = []
+        leaving = False
+        for line in lines:
+            text = sanitize(line)
+            command = text.split(" ")[0]
+            is_browser = not client.nickname and HTTP_REQUEST.match(line)
+            if is_browser or command == "/quit":
+                leaving = True
+                break
+            if not client.nickname:
+                self.join_room(client, " ".join(text.split()))
+            elif len(line) > MAX_LINE_BYTES:
+                self.reply(client, TOO_LONG)
+            elif command == "/who":
+                self.reply_user_list(client)
+            elif command.rfind("/") == 0:  # its only slash
+                self.reply(client, f"* Unknown command: {command}. "
+                                   "Available commands: /who, /quit")
+            elif VISIBLE.search(text):
+                messages.append(f"{client.nickname}: {text}")
+        self.broadcast_message(client, "\n".join(messages))
+        for message in messages:
+            logger.info(message)
+        return not leaving and client in self.connected_clients
+
+    def join_room(self, client, nickname):
+        """Add the client to the room, or ask it for another nickname."""
+        problem = validate_nickname(nickname)
+        # Without the lock, two clients could take the same nickname.
+        with self.lock:
+            if not problem and normalize_nickname(nickname) in self.members:
+                problem = f"The nickname {nickname} is already in use."
             if problem:
-                self.reply(client, f"NICK {problem} Choose another.")
-            elif client in self.connected_clients:    # and was not shown out meanwhile
+                self.reply(client, f"NICK {problem} Choose another nickname.")
+            # Not if the nickname came too late: then it is disconnected.
+            elif client in self.connected_clients:
                 self.broadcast_message(client, f"* {nickname} joined")
                 client.nickname = nickname
-                self.room[nickname_key(nickname)] = client
+                client.thread.name = nickname
+                self.members[normalize_nickname(nickname)] = client
                 self.reply(client, f"* Welcome, {nickname}!")
-                self.reply_who_is_online(client)
-        if client.nickname:
-            logging.info(f"{nickname} joined")
+                self.reply_user_list(client)
+                logger.info(f"{nickname} joined from {client.ip_address}")
 
-    def reply_who_is_online(self, client):
-        """Post to one client the nicknames of all who are in the room."""
-        with self.lock:    # or somebody could leave between the list and its posting
-            nicknames = [other.nickname for other in self.room.values()]
-            self.reply(client, f"* Online ({len(nicknames)}): {', '.join(nicknames)}")
+    def reply_user_list(self, client):
+        """Send one client the nicknames of everybody in the room."""
+        # Without the lock, somebody could leave before the list is queued.
+        with self.lock:
+            names = [member.nickname for member in self.members.values()]
+            self.reply(client, f"* Online ({len(names)}): {', '.join(names)}")
 
-    def reply(self, client, line: str):
-        """Post a line to one client alone: into the outbox, from which it will be sent."""
-        self.outbox.put(([client], f"{line}\n".encode()))
+    def reply(self, client, line):
+        """Send a line (str) to one client only."""
+        self.queue([client], f"{line}\n".encode())
 
-    def broadcast_message(self, sender, message: str):
-        """Post to everybody in the room but the sender, unless the sender has left."""
-        with self.lock:    # or the room could change meanwhile
+    def broadcast_message(self, sender, message):
+        """Send a message (str) to everybody in the room but the sender."""
+        # Without the lock, somebody could join or leave during the loop.
+        with self.lock:
+            # A client that has been disconnected cannot send any more.
             if message and sender in self.connected_clients:
-                others = [client for client in self.room.values() if client is not sender]
-                self.outbox.put((others, f"{message}\n".encode()))
+                recipients = [client for client in self.members.values()
+                              if client is not sender]
+                self.queue(recipients, f"{message}\n".encode())
+
+    def queue(self, recipients, data):
+        """Put bytes, CLOSE or STOP in the outbox."""
+        logger.debug("%.60r for %.60r", data, recipients)
+        self.outbox.put((recipients, data))
 
     def deliver_messages(self):
-        """Send all that is posted, and wait for no client. One thread runs this."""
-        running = True
-        while running:
-            pieces = collections.defaultdict(list)    # what there is for each client
-            # Take all that is posted by now; if nothing is, get waits. One big send is faster.
-            for _ in range(max(1, self.outbox.qsize())):
-                recipients, data = self.outbox.get()
-                running = running and data is not None
+        """Send what is in the outbox. The delivery thread runs this."""
+        while True:
+            # Wait for one item, then take all others: to send many is faster.
+            items = [self.outbox.get()]
+            items += [self.outbox.get() for _ in range(self.outbox.qsize())]
+            chunks = collections.defaultdict(list)  # client -> its bytes
+            for recipients, data in items:
                 for client in recipients:
-                    pieces[client].append(data)
-            for client in pieces:
-                self.deliver_to_client(client, pieces[client])
+                    chunks[client].append(data)
+            logger.debug("%.200r", dict(chunks))
+            for client in chunks:
+                self.deliver_to_client(client, chunks[client])
+            if data is STOP:  # always the last item
+                return
 
-    def deliver_to_client(self, client, pieces: List[bytes]):
-        """Send a client its pieces as one. What goes wrong here is this client's alone."""
+    def deliver_to_client(self, client, chunks):
+        """Send chunks (bytes) in one send. Errors affect only this client."""
         try:
-            client.send_at_once(b"".join(pieces))
-            if b"" not in pieces:    # nobody asked to close it
+            client.send_nowait(b"".join(chunks))
+            if CLOSE not in chunks:
                 return
         except BlockingIOError:
-            self.disconnect_client(client, " (too slow)")
-        except (OSError, ValueError, MemoryError):    # broken, closed, or no memory is left
+            self.disconnect_client(client, " (connection too slow)")
+        except (OSError, ValueError, MemoryError):
+            # The connection is broken or closed, or there is no memory left.
             self.disconnect_client(client)
-        with contextlib.suppress(OSError):    # it is closed already
-            client.socket.shutdown(socket.SHUT_RDWR)    # ends its thread's recv: Linux, macOS
-        client.socket.close()    # ends its thread's recv: Windows (cpython issue 91913)
+        # Both end a waiting recv: on Windows, only close (Python issue 91913).
+        with contextlib.suppress(OSError):  # already closed
+            client.socket.shutdown(socket.SHUT_RDWR)
+        client.socket.close()
 
     def disconnect_client(self, client, reason=""):
-        """Tell the others, take it out, post its closing. Only the first call counts."""
+        """Remove a client and close its connection, unless that is done."""
+        # Without the lock, two threads could both announce that it left.
         with self.lock:
             if client not in self.connected_clients:
                 return
             if client.nickname:
-                self.broadcast_message(client, f"* {client.nickname} left{reason}")
-                del self.room[nickname_key(client.nickname)]
+                self.broadcast_message(client, f"* {client} left{reason}")
+                del self.members[normalize_nickname(client.nickname)]
+                logger.info(f"{client} left{reason}")
             self.connected_clients.remove(client)
-            self.outbox.put(([client], b""))    # close it, after all that was posted before
-        if client.nickname:
-            logging.info(f"{client.nickname} left{reason}")
+            # What is already in the outbox is sent first.
+            self.queue([client], CLOSE)
 
     def stop(self):
-        """Tell everybody, close all, end the threads. Call it after accept_connections."""
+        """Notify and disconnect all clients, and end all threads."""
         self.server_socket.close()
-        with self.lock:    # from now on, disconnect_client finds nobody
-            clients, self.connected_clients, self.room = self.connected_clients, set(), {}
+        # From now on, disconnect_client does nothing.
+        with self.lock:
+            clients = self.connected_clients
+            self.connected_clients = set()
         self.stopping.set()
-        self.outbox.put((clients, b"* The server has stopped.\n"))
-        self.outbox.put((clients, b""))    # close them, which ends their threads' recv
+        self.queue(clients, b"* The server has stopped.\n")
+        self.queue(clients, CLOSE)
         for client in clients:
             client.thread.join()
-        self.outbox.put(([], None))    # comes last, and ends deliver_messages
-        self.deliver_thread.join()
+        self.queue([], STOP)
+        self.delivery_thread.join()
 
 
-################ Its tools: lines, their rate, clean text, nicknames
-def read_lines(client_socket) -> Iterator[List[bytes]]:
-    """Yield the lines that each recv completes, until the client closes. Raises OSError."""
-    unfinished = b""    # TCP carries bytes, not messages: a recv may bring half a line, or ten
+# --- Lines, text, nicknames ---
+
+def read_lines(client_socket):
+    """Yield a list of lines (bytes) for each recv. Raises OSError."""
+    # TCP is a stream of bytes: a recv can return half a line, or ten lines.
+    unfinished = b""
     while data := client_socket.recv(CHUNK_SIZE):
-        *lines, unfinished = (unfinished + data).replace(b"\r\n", b"\n").split(b"\n")
-        unfinished = unfinished[:MAX_LINE + 2]    # save memory: this is too long already
+        unfinished = (unfinished + data).replace(b"\r\n", b"\n")
+        *lines, unfinished = unfinished.split(b"\n")
+        # Save memory: this is already longer than a line can be.
+        unfinished = unfinished[:MAX_LINE_BYTES + 2]
+        logger.debug("received %.60r: lines %.60r, unfinished %.60r",
+                     data, lines, unfinished)
         yield lines
     if unfinished:
         yield [unfinished]
 
 
-def limit_rate(batches: Iterator[List[bytes]], rate, stopping) -> Iterator[List[bytes]]:
-    """Pass on `rate` lines a second, BURST seconds' worth in one go, until stopping."""
-    last_time = 0.0    # when the last line passed; after a pause, taken as BURST seconds ago
-    for lines in batches:
-        for line in lines:
-            seconds = max(1, len(line) / LONG_LINE) / rate    # that this line takes
-            last_time = max(last_time, time.monotonic() - BURST) + seconds
-            stopping.wait(last_time - time.monotonic())    # meanwhile no recv: the sender waits
-            yield [line]
+TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
+# What a browser sends first. Any web page can make it connect to any port.
+HTTP_REQUEST = re.compile(rb"[A-Z]+ .*HTTP/|Host:|\x16\x03")
+# Also line and paragraph separators, and changes of the text direction.
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Unicode's Default_Ignorable_Code_Point, U+FFF9-FFFB, and blank Braille.
+INVISIBLE_CHARACTERS = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-"
+    "\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff")
+INVISIBLE = re.compile(f"[{INVISIBLE_CHARACTERS}]")
+VISIBLE = re.compile(rf"[^\s{INVISIBLE_CHARACTERS}]")
 
 
-# Control characters, line and paragraph separators, and what turns the direction of text.
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-# What nobody sees: Default_Ignorable_Code_Point, U+FFF9-FFFB, the Braille sign without dots.
-INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
-# A browser begins with GET / HTTP/1.1 and Host: or, where it encrypts, with \x16\x03.
-HTTP = re.compile(rb"[A-Z]+ .*HTTP/|Host:|\x16\x03")
+def sanitize(line):
+    """Return a line (bytes) as text that is safe to print in a terminal."""
+    text = line.decode("utf-8", "replace").replace("\t", " ")
+    return CONTROL_CHARACTERS.sub("", text)
 
 
-def clean(line: bytes) -> str:
-    """Return it as text without line breaks, terminal colours or reversed writing."""
-    return UNSAFE.sub("", line.decode("utf-8", "replace").replace("\t", " "))
-
-
-def nickname_key(nickname: str) -> str:
-    """Return what nicknames are compared by: Ada, ADA and full-width Ada (by NFKC) are one."""
+def normalize_nickname(nickname):
+    """Return the form to compare (str): Ada and ADA have the same."""
     nickname = unicodedata.normalize("NFKC", INVISIBLE.sub("", nickname))
     return " ".join(nickname.casefold().split())
 
 
-def nickname_problem(nickname: str) -> str:
-    """Return which rule this nickname breaks, or "" if it breaks none."""
-    if len(nickname) > MAX_NICKNAME:    # first: the key of a very long one takes long
-        return f"A nickname has at most {MAX_NICKNAME} characters."
-    key = nickname_key(nickname)
-    if not key:
-        return "A nickname has at least 1 visible character."
-    if ":" in key:
-        return "A nickname has no colon."
-    if key[0] in "*/":
-        return "A nickname does not begin with * or /."
-    if key == "you":
-        return "You is how everybody sees their own messages."
+def validate_nickname(nickname):
+    """Return which rule the nickname breaks (str), or "" if it is valid."""
+    # First, because it would take long to normalize a very long nickname.
+    if len(nickname) > MAX_NICKNAME:
+        return f"A nickname can have at most {MAX_NICKNAME} characters."
+    normalized = normalize_nickname(nickname)
+    if not normalized:
+        return "A nickname needs at least 1 visible character."
+    if ":" in normalized or "," in normalized:
+        return "A nickname cannot contain a colon or a comma."
+    if normalized[0] in "*/":
+        return "A nickname cannot start with * or /."
+    if normalized == "you":
+        return 'The nickname "you" is reserved.'
     return ""
 
 
-################ The small print of sockets
-class Client:
-    """One connection: its socket, its thread, its nickname ("" until it is in the room)."""
-    SEND_BUFFER = 256 * 1024    # bytes that the system keeps for one who reads slowly
-    # Send small messages without delay. After 30 silent seconds (KEEPALIVE on macOS) ask if the
-    # client is there, 3 times, 10 seconds apart. Give it 60,000 ms to confirm what was sent.
-    TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
-                   "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)    # Windows has none: ask select
+# --- Sockets ---
 
-    def __init__(self, client_socket):
+# A 256 KiB buffer for slow clients. No delay for small messages. Checks for a
+# dead connection: 3 probes, 10 seconds apart, after 30 seconds of silence
+# (macOS: TCP_KEEPALIVE), and 60,000 milliseconds to acknowledge data.
+SOCKET_OPTIONS = {
+    "SO_SNDBUF": 256 * 1024, "TCP_NODELAY": 1, "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows does not have it
+
+
+class ClientConnection:
+    """A client's connection. The nickname is "" until the client joins."""
+
+    def __init__(self, client_socket, ip_address):
         self.socket = client_socket
+        self.ip_address = ip_address
+        self.thread = None
         self.nickname = ""
-        self.deadline = time.monotonic() + NICKNAME_TIMEOUT
+        self.nickname_deadline = time.monotonic() + NICKNAME_TIMEOUT
 
-    def set_options(self):
-        """Help slow readers, send small messages soon, notice clients that vanished."""
-        with contextlib.suppress(OSError):    # it is closed already, as recv will tell
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.SEND_BUFFER)
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in self.TCP_OPTIONS.items():
-                if hasattr(socket, name):    # no system has them all
-                    self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    def __repr__(self):
+        return self.thread.name
 
-    def send_at_once(self, data: bytes):
-        """Send without waiting. Raises BlockingIOError if the system has no room for all."""
-        for start in range(0, len(data), CHUNK_SIZE):
-            piece = data[start:start + CHUNK_SIZE]
-            writable = self.MSG_DONTWAIT or select.select([], [self.socket], [], 0)[1]
-            if not writable or self.socket.send(piece, self.MSG_DONTWAIT) < len(piece):
+    def set_socket_options(self):
+        """Set the SOCKET_OPTIONS that this system has."""
+        # If the connection is already closed, recv will report that.
+        with contextlib.suppress(OSError):
+            for name, value in SOCKET_OPTIONS.items():
+                level = (socket.SOL_SOCKET if name.startswith("SO_")
+                         else socket.IPPROTO_TCP)
+                if option := getattr(socket, name, 0):
+                    self.socket.setsockopt(level, option, value)
+
+    def send_nowait(self, data):
+        """Send bytes. Raises BlockingIOError if it would have to wait."""
+        while data:
+            # Without MSG_DONTWAIT, select tells whether send would wait.
+            if not (MSG_DONTWAIT
+                    or select.select([], [self.socket], [], 0)[1]):
                 raise BlockingIOError
+            sent = self.socket.send(data[:CHUNK_SIZE], MSG_DONTWAIT)
+            data = data[sent:]
 
 
-################ The program
-def how_to_join(host, port) -> str:
-    """Return where the server listens, and what to type on which computer to join it."""
-    place = f"Chat server listening on {host} port {port}."
-    command = f"python chat_client.py --port {port} --host"
-    if host == "::1" or host.startswith("127."):
-        return (f"{place}\nOnly this computer can join, with {command} {host}\n"
-                "Start the server with --host 0.0.0.0 to let others in.")
-    if host in ("0.0.0.0", "::"):
-        host = "ADDRESS (see ipconfig, on macOS ipconfig getifaddr en0, on Linux hostname -I)"
-        with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
-            # UDP's connect sends nothing, but shows our own address (RFC 5737: nobody's).
-            udp_socket.connect(("203.0.113.1", 9))
-            host = udp_socket.getsockname()[0]
-    return f"{place}\nOn the other computers: {command} {host}"
+# --- The program ---
 
-
-def read_options():
-    """Return what was typed after the program's name. Ends the program if it makes no sense."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--host", default=HOST, help="where to listen; 0.0.0.0: all networks")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one")
-    parser.add_argument("--rate", type=int, default=RATE, help="lines a second; 0: no limit")
-    parser.add_argument("--quiet", action="store_true", help="log errors only")
+def parse_args():
+    """Return the command-line options, or exit if they are not valid."""
+    parser = argparse.ArgumentParser(
+        description="A chat server. Stop it with Ctrl+C.")
+    parser.add_argument("--host", default=HOST, help="address to listen on "
+                        "(0.0.0.0: all interfaces; default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="port to "
+                        "listen on (0: any free port; default: %(default)s)")
+    parser.add_argument("--rate", type=int, default=LINES_PER_SECOND,
+                        help="lines per second from one computer (0: no "
+                        "limits, for experiments; default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="log only errors")
+    parser.add_argument("--trace", action="store_true",
+                        help="log each step of a message, with its thread")
     args = parser.parse_args()
     if not 0 <= args.port <= 65535 or args.rate < 0:
-        parser.error("a port is a number from 0 to 65535, and a rate is not negative")
+        parser.error("--port must be from 0 to 65535, --rate at least 0")
     return args
 
 
-def start_log(quiet):
-    """Write the log in another thread: a click into a Windows console blocks printing."""
+def start_logging(quiet, trace):
+    """Log to stdout in a thread of its own. Returns the listener to stop."""
+    # A click into a Windows console blocks what prints to it.
+    level = "DEBUG" if trace else "ERROR" if quiet else "INFO"
+    prefix = "[%(threadName)s] %(funcName)s: " if trace else ""
+    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE
+        sys.stdout.reconfigure(errors="backslashreplace")
     records = queue.SimpleQueue()
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S",
-                        level="ERROR" if quiet else "INFO",
-                        handlers=[logging.handlers.QueueHandler(records)])
-    log = logging.handlers.QueueListener(records, logging.StreamHandler())
-    log.start()
-    return log
+    logging.basicConfig(
+        format=f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S",
+        level=level, handlers=[logging.handlers.QueueHandler(records)])
+    listener = logging.handlers.QueueListener(
+        records, logging.StreamHandler(sys.stdout))
+    listener.start()
+    return listener
+
+
+def join_instructions(host, port):
+    """Return how to join the server that listens on host and port (str)."""
+    command = f"python chat_client.py --port {port}"
+    if host == "::1" or host.startswith("127."):
+        return (f"Only this computer can join: {command} --host {host}\n"
+                "To let others join, start the server with --host 0.0.0.0")
+    if host in ("0.0.0.0", "::"):
+        try:
+            with socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
+                # This sends nothing, but the system chooses our address.
+                udp_socket.connect(("203.0.113.1", 9))  # nobody's (RFC 5737)
+                host = udp_socket.getsockname()[0]
+        except OSError:
+            return (f"On the other computers: {command}\n"
+                    "There, enter this computer's address as the server. To "
+                    "find it: ipconfig (Windows), ipconfig getifaddr en0 "
+                    "(macOS), hostname -I (Linux).")
+    return f"On the other computers: {command} --host {host}"
 
 
 def main():
-    """Run the server until Ctrl+C, or until it is told to end (SIGTERM)."""
-    args = read_options()
+    """Run the server until Ctrl+C, Ctrl+Break (Windows) or SIGTERM."""
+    args = parse_args()
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
-    except (OSError, ValueError) as error:
-        sys.exit(f"Cannot listen on {args.host} port {args.port}: {error}. Is the port in use?")
-    log = start_log(args.quiet)
-    def stop_accepting(number, frame):    # Python passes these two
+    except (OSError, TypeError) as error:
+        problem = error if errno.EADDRINUSE not in error.args else (
+            "The port is already in use. Choose another one with --port.")
+        sys.exit(f"Cannot listen on {args.host} port {args.port}: {problem}")
+    listener = start_logging(args.quiet, args.trace)
+
+    def handle_signal(number, frame):
         server.accepting = False
-    signal.signal(signal.SIGINT, stop_accepting)     # Ctrl+C
-    signal.signal(signal.SIGTERM, stop_accepting)    # kill
-    print(how_to_join(server.host, server.port), flush=True)
+
+    for number in signal.Signals:
+        if number.name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            signal.signal(number, handle_signal)
+    print(f"Chat server listening on {server.host} port {server.port}.")
+    print(join_instructions(server.host, server.port), flush=True)
     server.accept_connections()
     server.stop()
-    log.stop()
+    listener.stop()
+    # IDLE and python -i go on: give them back their Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print("The chat server has stopped.")
 
 
