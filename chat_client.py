@@ -1,14 +1,15 @@
-"""A chat client: a window, or with --text a terminal.
+"""A chat client: a window or, with --text, a terminal.
 
-Run it:     python chat_client.py                       (a small dialog asks for the rest)
-            python chat_client.py --host 192.168.1.20 --nickname Ada
-            python chat_client.py --text                (no window, and no Tkinter needed)
+Run it:   python chat_client.py             (a dialog asks for the nickname)
+          python chat_client.py --host 192.168.1.20 --nickname Ada
+          python chat_client.py --text      (no window, no Tkinter needed)
 
-One connection, two faces: ChatClient knows sockets and nothing of Tk. A thread puts what comes
-into a queue, from which another may take it. chat_in_terminal prints what it takes; ChatWindow
-looks into the queue fifty times a second and shows it: the main thread alone, here called the
-GUI thread, may touch what is in a window.
+One connection, two user interfaces. ChatClient handles the network: its
+thread receives lines and puts them in a queue. The main thread takes them
+out of the queue: chat_in_terminal prints them, ChatWindow shows them. Only
+the main thread (here called the GUI thread) touches widgets.
 """
+
 import argparse
 import contextlib
 import functools
@@ -16,544 +17,771 @@ import os
 import queue
 import re
 import select
+import shutil
 import signal
 import socket
 import sys
 import threading
 import time
+
 try:
     import tkinter
     from tkinter import font, ttk
 except ImportError:
-    tkinter = None    # the terminal needs none
+    tkinter = None  # The terminal does not need it.
 
-HOST, PORT = "127.0.0.1", 7500
-MAX_LINE = 4096           # bytes in a message without its line ending, as in the server
-JOIN_TIMEOUT = 10         # seconds for connecting and for the server's answers, all together
-CLOSE_TIMEOUT = 2         # seconds for the server to read what was sent last
-TICK = 20                 # milliseconds between two looks into the queue
-LINES_A_TICK = 100        # at most, so that the window answers while thousands come
-MAX_MESSAGES = 5000       # that the window keeps,
-MAX_ROWS = 10_000         # and how many rows they may fill: long ones fill several
+HOST = "127.0.0.1"
+PORT = 7500
+MAX_LINE_BYTES = 4096  # as in the server, without the line ending
+JOIN_TIMEOUT = 10  # seconds, to connect and to join
+CLOSE_TIMEOUT = 2  # seconds, for the server to read what was sent last
+SECONDS_PER_LINE = 0.05  # for input from a pipe: as fast as the server reads
+MAX_LINES_PER_SEND = 40  # for a pasted text: what the server reads at once
+POLL_INTERVAL_MS = 20
+MAX_LINES_PER_POLL = 100  # so that the window responds between two polls
+MAX_MESSAGES = 5000  # in the window
+MAX_ROWS = 10_000  # of these messages: a long one fills several rows
 
 
-################ The connection
+# --- The connection ---
+
 class ChatError(Exception):
-    """Something that went wrong, in words that a user understands."""
+    """Something went wrong. The text tells the user what to do."""
 
 
-class NicknameRefused(ChatError):
-    """The server wants another nickname, and says why."""
+class NicknameError(ChatError):
+    """The nickname was rejected. The text is the reason."""
+
+
+# Small messages are sent without delay. Checks for a dead connection: 3
+# probes, 10 seconds apart, after 30 seconds of silence (TCP_KEEPALIVE on
+# macOS), and 60,000 milliseconds until the server acknowledges data.
+SOCKET_OPTIONS = {
+    "TCP_NODELAY": 1, "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 30,
+    "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000}
+# Also line and paragraph separators, and changes of the text direction.
+CONTROL_CHARACTERS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class ChatClient:
-    """A connection to a chat server: start, take what comes from `incoming`, send, close.
+    """A connection to a chat server: start it, send messages, close it.
 
-    `incoming` gets a line when we are in the room, then all others, and last the ChatError
-    that ended it, put there as an object: nobody can catch what another thread raises.
+    host, port and nickname are str. What is received comes out of `incoming`,
+    a queue.Queue: ("line", str) for each line after joining, and at the end
+    ("error", ChatError) or, if the server closed the connection, ("closed",
+    ChatError). The errors are queued, because an exception that is raised in
+    one thread cannot be caught in another.
     """
-    # Send small messages at once; ask a server that is silent for 30 seconds (KEEPIDLE, on
-    # macOS KEEPALIVE) if it is there, 3 times, 10 seconds apart; let a message be unconfirmed
-    # for at most 60,000 ms.
-    TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30,
-                   "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-    # Line endings, tabs, and what could colour a terminal or turn text around.
-    UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
     def __init__(self, host, port, nickname):
-        self.host, self.port, self.nickname = host, str(port), nickname
+        self.host = host
+        self.port = str(port)
+        self.nickname = " ".join(nickname.split())
         self.incoming = queue.Queue()
         self.socket = None
+        self.file = None
         self.closing = False
+        self.thread = threading.Thread(
+            target=self.receive_messages, daemon=True)
+        self.timer = threading.Timer(JOIN_TIMEOUT, self.on_join_timeout)
+        self.timer.daemon = True
 
     def start(self):
-        """Connect and receive in a thread. Within JOIN_TIMEOUT, `incoming` has an answer."""
-        self.thread = threading.Thread(target=self.receive_messages)
-        self.timer = threading.Timer(JOIN_TIMEOUT, self.give_up)
-        for thread in (self.timer, self.thread):
-            thread.daemon = True    # the program may end without waiting for it
-            thread.start()
+        """Connect and receive in a thread. Returns immediately."""
+        self.timer.start()
+        self.thread.start()
 
     def receive_messages(self):
-        """Put what comes into the queue. The thread that start() starts runs this."""
+        """Put what is received in the queue. The client's thread runs this."""
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
-                if self.closing:    # somebody gave up while we connected
+                # The user may have canceled while this was connecting.
+                if self.closing:
                     return
-                line = self.join()
+                line = self.register_nickname()
                 self.timer.cancel()
-                while True:    # until read_line raises a ChatError
-                    self.incoming.put(line)
+                while True:
+                    self.incoming.put(("line", line))
                     line = self.read_line()
+        except EOFError:
+            self.incoming.put((
+                "closed", ChatError("The server closed the connection.")))
         except ChatError as error:
-            self.incoming.put(error)
-        self.timer.cancel()
+            self.incoming.put(("error", error))
 
     def connect(self):
-        """Connect, and prepare to notice a server that vanishes. Raises ChatError."""
-        if not self.host:
-            raise ChatError("The server is empty: type its name or address.")
-        if not self.port.isdecimal() or not 1 <= int(self.port) <= 65535:
-            raise ChatError("A port is a number from 1 to 65535.")
-        address = self.host, int(self.port)
-        try:    # a name may have two addresses: each gets half of the time
-            self.socket = socket.create_connection(address, JOIN_TIMEOUT / 2)
-        except (socket.gaierror, UnicodeError):
-            raise ChatError(f"There is no computer called {self.host}. Is it typed correctly?")
-        except OSError:
-            raise ChatError(f"Nobody answers at {self.host} port {self.port}. Is the server "
-                            "running there, and started with --host 0.0.0.0 if it is on "
-                            "another computer?")
-        self.socket.settimeout(None)    # from now on, reading may wait for ever
-        with contextlib.suppress(OSError):    # lost already, as read_line will tell
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in self.TCP_OPTIONS.items():
-                if hasattr(socket, name):
-                    self.socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        """Connect to the server. Raises ChatError."""
+        self.check_input()
+        try:
+            # A name can have two addresses: each gets half of the time.
+            self.socket = socket.create_connection(
+                (self.host, int(self.port)), JOIN_TIMEOUT / 2)
+        except (socket.gaierror, UnicodeError) as error:
+            raise ChatError(f"Cannot find a computer called {self.host}. "
+                            "Is the name correct?") from error
+        except OSError as error:
+            raise ChatError(
+                f"Cannot connect to {self.host} port {self.port}. Is the "
+                "server running? On another computer, it must be started "
+                "with --host 0.0.0.0.") from error
+        self.socket.settimeout(None)  # From now on, recv waits indefinitely.
+        # If the connection is already closed, read_line will report that.
+        with contextlib.suppress(OSError):
+            for name, value in SOCKET_OPTIONS.items():
+                level = (socket.SOL_SOCKET if name.startswith("SO_")
+                         else socket.IPPROTO_TCP)
+                if option := getattr(socket, name, 0):
+                    self.socket.setsockopt(level, option, value)
 
-    def join(self) -> str:
-        """Ask for the nickname, return the first line from the room. Raises NicknameRefused."""
+    def check_input(self):
+        """Raise ChatError if the nickname, host or port cannot be right."""
+        if not self.nickname:
+            raise NicknameError("Type a nickname.")
+        if not self.host:
+            raise ChatError("Type the server's name or address.")
+        if re.search(r"[/\[]|^[^:]*:[^:]*$", self.host):
+            raise ChatError("Type only the name or address of the server. "
+                            "The port is separate (--port).")
+        if (not re.fullmatch("[0-9]{1,5}", self.port)
+                or not 1 <= int(self.port) <= 65535):
+            raise ChatError("The port must be a number from 1 to 65535.")
+
+    def register_nickname(self):
+        """Send the nickname. Returns the first line from the room (str).
+
+        Raises NicknameError, ChatError or EOFError.
+        """
         line = self.read_line()
-        if line.startswith("NICK"):    # some other servers ask for no nickname
-            self.send_message(" ".join(self.nickname.split()))
+        # Some other servers do not request a nickname.
+        if line.startswith("NICK"):
+            self.send_message(self.nickname)
             line = self.read_line()
             if line.startswith("NICK"):
-                raise NicknameRefused(line[5:])    # the reason after "NICK "
+                raise NicknameError(line[5:])  # the reason
         return line
 
-    def read_line(self) -> str:
-        """Wait for the next line. Raises ChatError if the connection ends."""
+    def read_line(self):
+        """Return the next line (str). Raises ChatError, or EOFError."""
         try:
-            line = self.file.readline(65536)    # more bytes than any line of our server has
-        except OSError:
-            line = b""    # broken: to us that is the same as closed
+            line = self.file.readline(65536)  # bytes, more than a line has
+        except OSError as error:
+            raise ChatError(
+                "The connection to the server was lost.") from error
         if not line:
-            raise ChatError("The connection to the server is lost.")
-        return re.sub(self.UNSAFE, "", line.decode("utf-8", "replace"))
+            raise EOFError
+        return CONTROL_CHARACTERS.sub("", line.decode("utf-8", "replace"))
 
-    def send_message(self, text: str, wait=True):
-        """Send one message. Raises ChatError if it cannot be sent (not now: wait=False)."""
+    def send_message(self, text, wait=True):
+        """Send a message (str). Raises ChatError if that is not possible.
+
+        With wait=False it is not possible if it would have to wait.
+        """
         data = text.encode("utf-8", "replace")
-        if len(data) > MAX_LINE:
-            raise ChatError(f"Not sent: a message may have at most {MAX_LINE} bytes, "
-                            f"and this one has {len(data)}.")
+        if len(data) > MAX_LINE_BYTES:
+            raise ChatError(
+                f"Not sent: a message can have at most {MAX_LINE_BYTES} "
+                f"bytes, and this one has {len(data)}.")
         try:
-            # The second list of select's answer: the sockets that have room now.
+            # The second of the three lists contains the writable sockets.
             if not wait and not select.select([], [self.socket], [], 0)[1]:
-                raise ChatError("Not sent: the server does not listen. Try again.")
+                raise ChatError("Not sent: the server is busy. Try again.")
             self.socket.sendall(data + b"\n")
-        except (OSError, ValueError):
-            raise ChatError("Not sent: the connection to the server is lost.")
+        except (OSError, ValueError) as error:
+            raise ChatError("Not sent: there is no connection to the "
+                            "server.") from error
 
-    def give_up(self):
-        """End an attempt to join that takes too long. The timer calls this."""
-        self.incoming.put(ChatError(f"{self.host} port {self.port} says nothing. "
-                                    "Is that a chat server?"))
-        self.cancel()
+    def on_join_timeout(self):
+        """Give up. The timer calls this after JOIN_TIMEOUT seconds."""
+        self.incoming.put(("error", ChatError(
+            f"{self.host} port {self.port} does not answer. "
+            "Is it a chat server?")))
+        self.shut_down(socket.SHUT_RDWR)
 
-    def cancel(self, how=socket.SHUT_RDWR):
-        """End an attempt, a chat, or our half of it. Wakes who reads, and waits for nothing."""
+    def shut_down(self, how):
+        """End the connection (SHUT_RDWR) or only sending (SHUT_WR).
+
+        Ends a recv that is waiting in another thread. Does not wait.
+        """
         self.closing = True
-        with contextlib.suppress(OSError, AttributeError):    # closed, or none yet
+        # There is no connection yet, or it is already closed.
+        with contextlib.suppress(OSError, AttributeError):
             self.socket.shutdown(how)
 
-    def close(self, timeout=None):
-        """Say that we send no more, and wait until the server has read all, or for the timeout.
+    def close(self, timeout):
+        """Stop sending, and wait until the server has read everything.
 
-        A mere close, while we have something unread, sends a reset: that can destroy what was
-        sent last.
+        timeout: seconds to wait at most. To close the socket immediately
+        could destroy what was sent last: if something is still unread, the
+        system resets the connection.
         """
-        self.cancel(socket.SHUT_WR)
+        self.shut_down(socket.SHUT_WR)
         if self.socket:
-            self.thread.join(timeout)    # in seconds; without a socket there may be no thread
+            self.thread.join(timeout)
 
 
-################ The terminal
+# --- The terminal ---
+
 def chat_in_terminal(host, port, nickname):
-    """Print what comes, send what is typed until Ctrl+D, Ctrl+C or /quit. Raises ChatError."""
-    if not sys.stdin or not sys.stdout:
-        raise ChatError("--text needs something to read from and something to print to.")
-    for stream in (sys.stdin, sys.stdout):    # "?" for what this terminal cannot show
-        stream.reconfigure(errors="replace", line_buffering=True)
+    """Send lines that are typed, print lines that are received.
+
+    Ends after Ctrl+D, Ctrl+C or /quit. Raises ChatError.
+    """
+    for stream in (sys.stdin, sys.stdout):
+        if not hasattr(stream, "reconfigure"):
+            raise ChatError("--text works only in a terminal, not in IDLE.")
+        # A pipe on Windows would have another encoding.
+        stream.reconfigure(
+            encoding="utf-8", errors="replace", line_buffering=True)
     client, first_line = join_in_terminal(host, port, nickname)
-    printer = threading.Thread(target=print_lines, args=(client, first_line), daemon=True)
+    printer = threading.Thread(
+        target=print_lines, args=(client, first_line), daemon=True)
     printer.start()
-    with contextlib.suppress(KeyboardInterrupt):    # Ctrl+C is a way to leave
-        for line in sys.stdin:
-            line = line.rstrip()
-            if line.split(" ")[0] == "/quit":
-                break
-            try:
-                client.send_message(line)
-            except ChatError as error:
-                print(error)
-    # A poem from a pipe takes as long as the server's flood control makes it.
-    client.close(CLOSE_TIMEOUT if sys.stdin.isatty() else None)
+    with contextlib.suppress(KeyboardInterrupt):
+        send_input(client)
+    client.close(CLOSE_TIMEOUT)
+    # The server reads a long input from a pipe slowly, but all of it.
+    while not sys.stdin.isatty() and client.thread.is_alive():
+        client.close(0.1)
     printer.join(CLOSE_TIMEOUT)
 
 
 def join_in_terminal(host, port, nickname):
-    """Return a client that is in the room, and the first line from there. Raises ChatError."""
+    """Return a client that has joined and its first line.
+
+    Raises ChatError.
+    """
     while True:
         client = ChatClient(host, port, nickname or input("Nickname: "))
         client.start()
-        answer = client.incoming.get()
-        if not isinstance(answer, ChatError):
+        # On Windows, Ctrl+C cannot interrupt get (Python issue 74157).
+        while client.incoming.empty():
+            time.sleep(0.05)
+        kind, answer = client.incoming.get()
+        if kind == "line":
             return client, answer
-        if not isinstance(answer, NicknameRefused) or not sys.stdin.isatty():
-            raise answer    # what comes next in a pipe is no nickname
+        # The next line from a pipe is a message, not another nickname.
+        if not isinstance(answer, NicknameError) or not sys.stdin.isatty():
+            raise answer
         print(answer)
         nickname = ""
 
 
+def send_input(client):
+    """Send the lines from the keyboard or from a pipe until /quit."""
+    for line in sys.stdin:
+        line = line.rstrip()
+        if line.split(" ")[0] == "/quit":
+            break
+        try:
+            client.send_message(line)
+        except ChatError as error:
+            print_line(str(error))
+        if not sys.stdin.isatty():
+            time.sleep(SECONDS_PER_LINE)
+
+
 def print_lines(client, line):
-    """Print what comes. End the program with the connection, unless it is us who ended it."""
-    with contextlib.suppress(OSError):    # nobody reads it any more, or the disk is full
-        while not isinstance(line, ChatError):
-            print(line)
-            line = client.incoming.get()
-        if client.closing:
+    """Print this line and those that are received. A thread runs this."""
+    # OSError: nobody reads the output any more, or the disk is full.
+    with contextlib.suppress(OSError):
+        kind = "line"
+        while kind == "line":
+            print_line(line)
+            kind, line = client.incoming.get()
+        # The server has read everything.
+        if kind == "closed" and client.closing:
             return
-        print(line)    # the error
-    os._exit(1)    # nothing gentler ends the main thread, which waits for the keyboard
+        print(line)
+    # Nothing else ends a main thread that waits for the keyboard.
+    os._exit(1)
 
 
-################ The window
+def print_line(line):
+    """Print a line (str), in a terminal above the row that is being typed."""
+    if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
+        print(line)
+        return
+    columns = shutil.get_terminal_size().columns
+    indent = ""
+    # From U+1100 on, a character can be two columns wide.
+    for row in wrap(line, columns - 2, lambda char: 1 + (char >= "\u1100")):
+        # Scroll if this is the last row; save the cursor; insert a row and
+        # print it; restore the cursor, and move it down with its row.
+        print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\x1b8\x1b[B",
+              end="", flush=True)
+        # Without it, the next row could look like a message of its own.
+        indent = "  "
+
+
+# --- The window ---
+
+# The contrast of these colors is at least 4.5 on white and on black (WCAG 2).
+OWN_COLOR = "#1f78cc"
+NOTICE_COLOR = "#388538"
+ERROR_COLOR = "#d32f3a"
+
+
 class ChatWindow:
-    """The window, a method for what happens: joined, lines came (or the end), send, close."""
+    """The window of the chat. It is hidden until the client has joined."""
+
     def __init__(self, host, port, nickname):
+        hide_color_fonts()
         self.root = tkinter.Tk(className="Chat")
-        self.root.withdraw()    # until we are in the room
-        self.client = ChatClient(host, port, nickname)    # never started: nothing comes from it
-        self.connected, self.unread = False, 0
+        self.root.withdraw()
+        self.client = None  # while it connects, and while it is connected
+        self.joined = False
+        self.nickname = nickname
+        self.unread = 0  # messages
         self.build_widgets()
         self.dialog = JoinDialog(self, nickname, host, port)
         if nickname:
-            self.dialog.join()
-        self.root.after(150, self.dialog.show)    # does nothing if we are in the room by then
+            self.dialog.connect()
+        # Not immediately, because it is not shown if the client has joined.
+        self.root.after(150, self.dialog.show)
         self.process_incoming()
 
-    def start_chat(self, client, first_line):
-        """We are in the room: show the window."""
-        self.client, self.connected = client, True
-        self.message_list.add([first_line])
+    def process_incoming(self):
+        """Show what has been received, and schedule the next call."""
+        try:
+            # Only at the bottom, the list scrolls to new messages.
+            self.message_list.at_bottom = self.message_listbox.yview()[1] == 1
+            if self.client:
+                self.show_incoming()
+            self.update_title()
+        finally:
+            # Even after an error. Between two calls, Tk can do other work.
+            self.root.after(POLL_INTERVAL_MS, self.process_incoming)
+
+    def show_incoming(self):
+        """Show a part of what is in the queue, so that nothing freezes."""
+        for _ in range(min(MAX_LINES_PER_POLL, self.client.incoming.qsize())):
+            kind, value = self.client.incoming.get()
+            if kind != "line":
+                self.on_error(value)
+                break
+            if not self.joined:
+                self.start_chat()
+            self.message_list.add(value)
+            self.unread += not value.startswith("* ")
+
+    def start_chat(self):
+        """Show the window: the client has joined."""
+        self.joined = True
+        self.nickname = self.client.nickname
+        self.dialog.window.withdraw()
         self.send_button.configure(text="Send", command=self.send_message)
         self.root.deiconify()
+        self.dialog.window.transient(self.root)  # from now on, always above
         self.entry_field.focus()
 
-    def process_incoming(self):
-        """Show what has come, but not so much that the window stands still. Look again."""
-        try:
-            self.dialog.look()
-            count = min(LINES_A_TICK, self.client.incoming.qsize())
-            lines = [self.client.incoming.get() for _ in range(count)]
-            if lines and isinstance(lines[-1], ChatError):
-                lines[-1] = f"* {lines[-1]}"
-                self.connected = False
-                self.send_button.configure(text="Reconnect", command=self.dialog.show)
-            self.message_list.add(lines)    # or none: it also notes whether one has scrolled
-            self.unread += sum(not line.startswith("* ") for line in lines)
-            self.update_title()
-        finally:    # whatever happened, and after the work, so that Tk can redraw in between
-            self.root.after(TICK, self.process_incoming)
+    def on_error(self, error):
+        """Show the error (ChatError) that has ended the client."""
+        self.client = None
+        self.dialog.set_status(error, ERROR_COLOR)
+        if self.joined:
+            self.joined = False
+            self.message_list.add(f"! {error}", ERROR_COLOR)
+            self.send_button.configure(
+                text="Reconnect", command=self.dialog.reconnect)
+        elif isinstance(error, NicknameError):
+            self.dialog.select_nickname()
 
     def update_title(self):
-        """Show a new title: none is unread if the window has the focus and shows the newest."""
-        if self.root.focus_displayof() and self.message_list.following:
+        """Set the title. Nothing is unread if the user sees the last row."""
+        if self.root.focus_displayof() and self.message_list.at_bottom:
             self.unread = 0
-        title = f"Chat - {self.client.nickname}"
+        title = f"Chat - {self.nickname}"
         if self.unread:
             title = f"({self.unread}) {title}"
-        if not self.connected:
+        if not self.joined:
             title += " (connection lost)"
         if title != self.root.title():
             self.root.title(title)
 
     def send_message(self, event=None):
-        """Send what is in the entry, pasted lines one by one. What cannot be sent stays."""
-        lines = [line for line in self.entry_field.get().splitlines() if line.strip()]
+        """Send the lines in the entry. What cannot be sent stays there."""
+        lines = [line for line in self.entry_field.get().splitlines()
+                 if line.strip()]
         try:
-            for line in list(lines):    # a copy, for what is sent goes
-                if line.split(" ")[0] == "/quit":
+            for line in lines[:MAX_LINES_PER_SEND]:
+                command = line.split(" ")[0]
+                if command == "/quit":
                     self.on_closing()
                     return
+                if not self.joined:
+                    raise ChatError("Not sent: there is no connection.")
                 self.client.send_message(line, wait=False)
-                if not line.startswith("/"):
-                    self.message_list.add([f"You: {line}"])
+                if command.rfind("/") != 0:
+                    self.message_list.add(f"You: {line}", OWN_COLOR)
                 del lines[0]
+            if lines:
+                self.message_list.add(
+                    f"* Sent {MAX_LINES_PER_SEND} lines. Press Enter to send "
+                    f"the next ones: {len(lines)} are left.")
         except ChatError as error:
-            self.message_list.add([f"* {error}"])
+            self.message_list.add(f"! {error}", ERROR_COLOR)
         self.entry_field.delete(0, "end")
         self.entry_field.insert(0, "\n".join(lines))
         self.entry_field.focus()
         self.message_listbox.see("end")
 
-    def type_on(self, event):
-        """What is typed while the messages have the keyboard goes to the entry."""
-        command = sys.platform == "darwin" and event.state & 8    # bit 3: the Cmd key
-        if event.char and event.char.isprintable() and not command:
+    def redirect_key(self, event):
+        """Type a key in the entry that was pressed on the messages."""
+        # 8 is Alt on Linux and Cmd on macOS. AltGr is Control and Alt.
+        alt = event.state & (0x20000 if os.name == "nt" else 8)
+        control = event.state & 4
+        if event.char and event.char.isprintable() and (control or not alt):
             self.entry_field.focus()
             self.entry_field.insert("insert", event.char)
-            return "break"    # or the Listbox would take the key, too
+            return "break"  # not in the Listbox also
 
     def on_closing(self):
-        """Close the window at once, then the connection, so that the last message arrives."""
+        """Close the window, then the connection, which can take longer."""
+        # A timer that is left would fail without a window.
+        self.root.eval("foreach timer [after info] {after cancel $timer}")
         self.root.destroy()
-        self.client.close(CLOSE_TIMEOUT)
+        if self.client:
+            self.client.close(CLOSE_TIMEOUT)
 
     def build_widgets(self):
-        """Pack the entry and the button first, so that the messages get the rest."""
+        """Create the entry, the button and the Listbox with a scrollbar."""
         self.root.minsize(360, 240)
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
-        set_habits(self.root)
+        configure_tk(self.root)
         bottom = ttk.Frame(self.root, padding=8)
         self.entry_field = ttk.Entry(bottom)
         self.send_button = ttk.Button(bottom)
-        self.message_listbox = tkinter.Listbox(
-            self.root, width=60, height=20, font="TkTextFont", activestyle="none",
-            selectmode="extended", exportselection=False)
-        self.message_list = MessageList(self.message_listbox)
-        scrollbar = ttk.Scrollbar(self.root, command=self.message_listbox.yview)
-        self.message_listbox["yscrollcommand"] = scrollbar.set
+        listbox = tkinter.Listbox(
+            self.root, width=60, height=20, font="TkTextFont",
+            activestyle="none", selectmode="extended", exportselection=False,
+            borderwidth=8, relief="flat", highlightthickness=0)
+        self.message_listbox = listbox
+        self.message_list = MessageList(listbox)
+        scrollbar = ttk.Scrollbar(self.root, command=listbox.yview)
+        listbox["yscrollcommand"] = scrollbar.set
+        # What is packed first keeps its size in a small window.
         bottom.pack(side="bottom", fill="x")
         scrollbar.pack(side="right", fill="y")
-        self.message_listbox.pack(fill="both", expand=True)
+        listbox.pack(fill="both", expand=True)
         self.send_button.pack(side="right", padx=(8, 0))
         self.entry_field.pack(fill="both", expand=True)
-        self.entry_field.bind("<<Return>>", self.send_message)    # our own name: see set_habits
-        turn_page = self.message_listbox.yview_scroll
-        self.entry_field.bind("<Prior>", lambda event: turn_page(-1, "pages"))    # Page Up
-        self.entry_field.bind("<Next>", lambda event: turn_page(1, "pages"))      # Page Down
-        self.message_listbox.bind("<Key>", self.type_on)
+        self.bind_keys(self.entry_field, listbox)
+
+    def bind_keys(self, entry, listbox):
+        """Define keys that Tk does not have, or that act on both widgets."""
+        entry.bind("<<Return>>", self.send_message)
+        listbox.bind("<<Return>>", self.send_message)
+        listbox.bind("<Key>", self.redirect_key)
+        # A string is a command in Tcl, the language of Tk.
+        listbox.bind("<<Paste>>", f"event generate {entry} <<Paste>>")
+        entry.bind("<Prior>", f"{listbox} yview scroll -1 pages")  # Page Up
+        entry.bind("<Next>", f"{listbox} yview scroll 1 pages")  # Page Down
+        modifier = "Command" if sys.platform == "darwin" else "Control"
+        for key, step in {"plus": 1, "equal": 1, "KP_Add": 1, "minus": -1,
+                          "KP_Subtract": -1}.items():
+            self.root.bind(
+                f"<{modifier}-{key}>",
+                lambda event, step=step: self.message_list.zoom(step))
 
 
 class JoinDialog:
-    """Asks for nickname, server and port until a client is in the room."""
+    """Asks for nickname, server and port until the client has joined."""
+
     def __init__(self, chat_window, nickname, host, port):
         self.chat_window = chat_window
-        self.client = None    # while it connects
-        self.build_widgets({"Nickname": nickname, "Server": host, "Port": port})
+        self.fields = []
+        self.build_widgets(
+            {"Nickname": nickname, "Server": host, "Port": port})
 
-    def join(self, event=None):
-        """Try what the fields hold, unless a try is running."""
-        if not self.client:
-            nickname, host, port = [field.get().strip() for field in self.fields]
-            self.client = ChatClient(host, port, nickname)
-            self.client.start()
-            self.say("Connecting\u2026")
+    def connect(self, event=None):
+        """Connect to what the fields contain, unless it is connecting."""
+        if not self.chat_window.client:
+            nickname, host, port = [field.get().strip()
+                                    for field in self.fields]
+            self.chat_window.client = ChatClient(host, port, nickname)
+            self.chat_window.client.start()
+            self.set_status("Connecting\u2026")
 
-    def say(self, text):
-        """Show a text over the button, which works only while there is no client."""
-        self.status_label["text"] = text
-        self.join_button.state(["disabled" if self.client else "!disabled"])
+    def reconnect(self):
+        """Connect again. The dialog shows the answer."""
+        self.show()
+        self.connect()
 
-    def look(self):
-        """Take the answer, if there is one. The GUI thread waits for nothing."""
-        if not self.client or self.client.incoming.empty():
-            return
-        client, self.client = self.client, None
-        answer = client.incoming.get()
-        if not isinstance(answer, ChatError):
-            self.chat_window.start_chat(client, answer)
-            self.cancel()    # hide, now that there is a window behind
-            return
-        self.say(answer)
-        if isinstance(answer, NicknameRefused):    # so that one types over it
-            self.fields[0].focus()
-            self.fields[0].selection_range(0, "end")
+    def set_status(self, text, color=""):
+        """Show a text under the button."""
+        self.status_label.configure(text=text, foreground=color)
 
     def show(self):
-        """Bring the dialog to the front, if it is needed."""
-        if not self.chat_window.connected:
-            self.window.deiconify()
-            self.window.lift()
+        """Show the dialog in the center of the window or of the screen."""
+        if not self.chat_window.joined:
+            self.window.tk.eval(f"tk::PlaceWindow {self.window} widget .")
             self.fields[0].focus()
 
+    def select_nickname(self):
+        """Select the nickname, so that the next one replaces it."""
+        self.fields[0].focus()
+        self.fields[0].selection_range(0, "end")
+
     def cancel(self, event=None):
-        """Hide, and give up a try. Without a window behind the dialog the program ends."""
-        if self.client:
-            self.client.cancel()
-            self.client = None
-        self.say("")
+        """Hide the dialog. Exit if the chat window has not been open."""
+        if self.chat_window.client:
+            self.chat_window.client.shut_down(socket.SHUT_RDWR)
+            self.chat_window.client = None
         self.window.withdraw()
         if self.chat_window.root.state() == "withdrawn":
             self.chat_window.on_closing()
 
     def build_widgets(self, values):
-        """Lay out a field for each value, a line for what is wrong, and the button."""
-        self.window = tkinter.Toplevel(self.chat_window.root)
-        self.window.withdraw()
-        self.window.title("Join the chat")
-        form = ttk.Frame(self.window, padding=16)
+        """Create a field for each value, a status text and a button."""
+        window = tkinter.Toplevel(self.chat_window.root, class_="Chat")
+        window.withdraw()
+        window.title("Join the chat")
+        window.resizable(False, False)
+        window.bind("<<Return>>", self.connect)
+        window.bind("<Escape>", self.cancel)
+        window.protocol("WM_DELETE_WINDOW", self.cancel)
+        self.window = window
+        form = ttk.Frame(window, padding=16)
         form.pack()
-        self.fields = []
         for name, value in values.items():
             ttk.Label(form, text=name).pack(anchor="w")
             field = ttk.Entry(form, width=32)
             field.insert(0, value)
-            field.pack(fill="x", pady=(0, 8))
+            field.pack(fill="x", pady=4)
             self.fields.append(field)
+        join_button = ttk.Button(form, text="Join", command=self.connect)
+        join_button.pack(anchor="e")
+        # Below the button, which does not move if a text has many rows.
         self.status_label = ttk.Label(form, wraplength="9c")
-        self.status_label.pack(anchor="w")
-        self.join_button = ttk.Button(form, text="Join", command=self.join)
-        self.join_button.pack(anchor="e")
-        self.window.bind("<<Return>>", self.join)
-        self.window.bind("<Escape>", self.cancel)
-        self.window.protocol("WM_DELETE_WINDOW", self.cancel)
+        self.status_label.pack(anchor="w", pady=4)
 
 
 class Message:
-    """A line of the chat, and when it came. Two with equal text are still two (for `is`)."""
-    def __init__(self, text):
-        self.text, self.time = text, time.strftime("%H:%M  ")
+    """A message, its color and the time of its arrival."""
+
+    def __init__(self, text, color):
+        self.text = text
+        self.color = color
+        self.time = time.strftime("%H:%M  ")
 
 
 class MessageList:
-    """The messages in a Listbox: wrapped, the newest in sight, the oldest forgotten."""
-    # By the first word. Their contrast is at least 4.5 (WCAG) on white and on black.
-    COLOURS = {"You:": "#1f78cc", "*": "#388538"}
-    BORDER = 12    # pixels of the Listbox without text, with some to spare
+    """The messages in a Listbox: wrapped, colored, with their times."""
+
+    MARGIN = 24  # pixels of the Listbox's width that contain no text
 
     def __init__(self, listbox):
         self.listbox = listbox
         self.messages = []
-        self.rows = []    # for each row of the Listbox, the Message that it is part of
-        self.following = True    # the newest message is in sight
-        self.width = listbox.winfo_reqwidth()
-        # How many pixels wide is a text? Asking Tk takes long, so the answers are kept.
-        self.width_of = functools.lru_cache(None)(font.nametofont("TkTextFont").measure)
+        self.rows = []  # the Message of each row of the Listbox
+        self.at_bottom = True  # whether the last row is visible
+        self.width = listbox.winfo_reqwidth()  # pixels
+        self.font = font.nametofont("TkTextFont")
+        # measure is slow, so its results are stored.
+        self.text_width = functools.lru_cache(None)(self.font.measure)
         listbox.bind("<Configure>", self.on_resize)
-        listbox.bind("<<Copy>>", self.copy)    # Ctrl+C, on macOS Cmd+C
+        listbox.bind("<<Copy>>", self.copy)
 
-    def add(self, lines):
-        """Show lines at the end, and stay at the end if it was in sight."""
-        self.following = self.listbox.yview()[1] == 1    # 1: what is in sight ends at the end
-        messages = [Message(line) for line in lines]
-        self.messages += messages
-        self.insert_rows(messages)
-        self.forget_oldest()
-        if self.following:
+    def add(self, line, color=""):
+        """Add a line (str). Scroll to it if the last row was visible."""
+        if line.startswith("* "):
+            color = NOTICE_COLOR
+        message = Message(line, color)
+        self.messages.append(message)
+        self.insert_rows(message)
+        self.trim_history()
+        if self.at_bottom:
             self.listbox.see("end")
 
-    def forget_oldest(self):
-        """Keep at most MAX_MESSAGES messages, and MAX_ROWS rows of them."""
-        gone = 0    # rows; with none, Tk's delete(0, -1) deletes nothing
-        while len(self.messages) > MAX_MESSAGES or len(self.rows) - gone > MAX_ROWS:
+    def trim_history(self):
+        """Keep at most MAX_MESSAGES messages and MAX_ROWS rows."""
+        while len(self.messages) > MAX_MESSAGES or len(self.rows) > MAX_ROWS:
             oldest = self.messages.pop(0)
-            while self.rows[gone] is oldest:
-                gone += 1
-        del self.rows[:gone]
-        self.listbox.delete(0, gone - 1)
+            while self.rows[0] is oldest:
+                del self.rows[0]
+                self.listbox.delete(0)
 
-    def insert_rows(self, messages):
-        """Wrap messages and add their rows, the second and later ones below the text."""
-        for message in messages:
-            colour = self.COLOURS.get(message.text.split(" ")[0], "")
-            start, indent = message.time, self.width_of(message.time)
-            for row in wrap(message.text, self.width - self.BORDER - indent, self.width_of):
-                self.rows.append(message)
-                self.listbox.insert("end", start + row)
-                self.listbox.itemconfigure("end", foreground=colour)
-                # The next row begins below the text: with spaces as wide as the time.
-                start = " " * round(indent / self.width_of(" "))
-            if not self.listbox.curselection():
-                self.listbox.activate("end")    # where the arrow keys start
+    def insert_rows(self, message):
+        """Wrap a message and append its rows to the Listbox."""
+        start = message.time
+        indent = self.text_width(start)
+        for row in wrap(message.text, self.width - self.MARGIN - indent,
+                        self.text_width):
+            self.rows.append(message)
+            self.listbox.insert("end", start + row)
+            self.listbox.itemconfigure("end", foreground=message.color)
+            # Before the next rows: spaces that are as wide as the time.
+            start = " " * round(indent / self.text_width(" "))
 
     def on_resize(self, event):
-        """Keep the newest in sight. Wrap again when the width stays the same for a moment."""
-        if self.following:
+        """Wrap again when the width has not changed for a moment."""
+        if self.at_bottom:
             self.listbox.see("end")
         if event.width != self.width:
             self.width = event.width
             self.listbox.after(100, self.rewrap, event.width)
 
     def rewrap(self, width):
-        """Wrap all messages again. The one on top stays there, unless the end was in sight."""
-        if self.rows and width == self.width:    # or it has changed again
+        """Wrap all messages again, unless the width has changed since.
+
+        At the bottom it stays there; elsewhere the top message stays.
+        """
+        if self.rows and width == self.width:
             top = self.rows[self.listbox.nearest(0)]
             self.rows.clear()
             self.listbox.delete(0, "end")
-            self.insert_rows(self.messages)
-            self.listbox.yview("end" if self.following else self.rows.index(top))
+            for message in self.messages:
+                self.insert_rows(message)
+            self.listbox.yview(
+                "end" if self.at_bottom else self.rows.index(top))
+
+    def zoom(self, step):
+        """Make the text larger or smaller by `step` points."""
+        # The window keeps its size.
+        self.listbox.master.pack_propagate(False)
+        self.font.configure(size=max(8, self.font["size"] + step))
+        self.text_width.cache_clear()
+        self.rewrap(self.width)
 
     def copy(self, event):
-        """Copy the messages that the selected rows are part of, whole, without the wrapping."""
-        chosen = {self.rows[index] for index in self.listbox.curselection()}
-        if chosen:
-            texts = [message.text for message in self.messages if message in chosen]
+        """Copy the selected messages, without the wrapping."""
+        # A dict keeps the order, and contains each message once.
+        selected = dict.fromkeys(
+            self.rows[index] for index in self.listbox.curselection())
+        if selected:
             self.listbox.clipboard_clear()
-            self.listbox.clipboard_append("\n".join(texts))
+            self.listbox.clipboard_append(
+                "\n".join(message.text for message in selected))
 
 
-WIDE = "\u2e80-\uffef\U0001f000-\U0003ffff"    # Chinese, Japanese, Korean, emoji
-WORD = f"[{WIDE}]|[^{WIDE} ]* ?"    # such a letter, or a word and the space after it
+# A Chinese, Japanese or Korean character or an emoji, or else a word with the
+# space after it: a row can end after each of them.
+WORD = ("[\u2e80-\uffef\U0001f000-\U0003ffff]|"
+        "[^\u2e80-\uffef\U0001f000-\U0003ffff ]* ?")
 
 
-def wrap(text: str, width: int, width_of):
-    """Cut text into rows of at most `width` pixels: between words, else anywhere."""
-    rows, room = [""], width    # room: what is left of the last row
+def wrap(text, width, text_width):
+    """Return text (str) as rows (list of str) that are not wider than width.
+
+    text_width is a function that returns the width of a text in the same unit.
+    A word that is wider than a row is cut.
+    """
+    rows = [""]
+    remaining_width = width
     for word in re.findall(WORD, text):
-        too_long = sum(map(width_of, word)) > width
-        for piece in word if too_long else [word]:    # each letter, or the word as a whole
-            piece_width = sum(map(width_of, piece))
-            if piece_width > room:
+        too_wide = sum(map(text_width, word)) > width
+        for part in word if too_wide else [word]:
+            part_width = sum(map(text_width, part))
+            if part_width > remaining_width:
                 rows.append("")
-                room = width
-            rows[-1] += piece
-            room -= piece_width
+                remaining_width = width
+            rows[-1] += part
+            remaining_width -= part_width
     return rows
 
 
-def set_habits(root):
-    """Large letters, Enter presses a button that has the keyboard, Ctrl+A selects (on X11)."""
-    font.nametofont("TkTextFont").configure(size=13)    # for the projector
-    root.event_add("<<Return>>", "<Return>", "<KP_Enter>")    # the second: on the number pad
-    root.bind_class("TButton", "<<Return>>", lambda event: event.widget.invoke())
-    if root.tk.call("tk", "windowingsystem") == "x11":
-        ttk.Style().theme_use("clam")    # what Tk takes on Linux looks older than Linux does
+def configure_tk(root):
+    """Set the text size, keys and the context menu of all widgets."""
+    font.nametofont("TkTextFont").configure(size=13)  # points
+    root.event_add("<<Return>>", "<Return>", "<KP_Enter>")
+    root.bind_class("TButton", "<<Return>>", "%W invoke")
+    if root.call("tk", "windowingsystem") == "x11":
+        ttk.Style().theme_use("clam")  # The default theme looks old.
         root.event_delete("<<LineStart>>", "<Control-a>")
         root.event_add("<<SelectAll>>", "<Control-a>")
+    ttk.Style().configure(".", font="TkTextFont")
+    # Otherwise the cursor stays where it was when the text size changes.
+    root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
+    menu = tkinter.Menu(root, tearoff=False)
+    for name in ("Cut", "Copy", "Paste"):
+        menu.add_command(label=name,
+                         command=f"event generate [focus] <<{name}>>")
+    # In Tcl, %W is the widget, %X and %Y are the position of the mouse.
+    for widget_class, action in {
+            "TEntry": "", "Listbox": "%W selection set @%x,%y;"}.items():
+        root.bind_class(widget_class, "<<ContextMenu>>",
+                        f"focus %W; {action} tk_popup {menu} %X %Y")
 
 
-################ The program
+# A font that can be scaled but has no outlines consists of colored pictures.
+NO_COLOR_FONTS = b"""<fontconfig><selectfont><rejectfont><pattern>
+    <patelt name="scalable"><bool>true</bool></patelt>
+    <patelt name="outline"><bool>false</bool></patelt>
+</pattern></rejectfont></selectfont></fontconfig>"""
+
+
+def hide_color_fonts():
+    """On older Linux, hide color fonts: there, an emoji ends the program.
+
+    It is an error of libXft before version 2.3.6.
+    """
+    # Tk does not use libXft on Windows, on macOS and in some other cases.
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import ctypes
+        # The library that Tk has loaded.
+        libxft = ctypes.CDLL("libXft.so.2", os.RTLD_NOLOAD)
+        if libxft.XftGetVersion() < 20306:
+            fontconfig = ctypes.CDLL("libfontconfig.so.1")
+            fontconfig.FcConfigGetCurrent.restype = ctypes.c_void_p
+            config = ctypes.c_void_p(fontconfig.FcConfigGetCurrent())
+            fontconfig.FcConfigParseAndLoadFromMemory(
+                config, NO_COLOR_FONTS, True)
+            fontconfig.FcConfigBuildFonts(config)
+
+
+# --- The program ---
+
 def open_window(host, port, nickname):
     """Run the window. Raises ChatError if there is no Tkinter or no screen."""
     if tkinter is None:
-        raise ChatError("This Python has no Tkinter, which the window needs (Debian, Ubuntu: "
-                        "sudo apt install python3-tk). Or: python chat_client.py --text")
-    with contextlib.suppress(ImportError, AttributeError, OSError):    # Windows alone has it
+        raise ChatError(
+            "This Python has no Tkinter. On Debian and Ubuntu, install it: "
+            "sudo apt install python3-tk. Without it, add --text.")
+    # Only Windows has this: without it, Windows scales and blurs the window.
+    with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes
-        ctypes.OleDLL("shcore").SetProcessDpiAwareness(1)    # or letters are blurred
+        ctypes.OleDLL("shcore").SetProcessDpiAwareness(1)
     try:
         window = ChatWindow(host, port, nickname)
     except tkinter.TclError as error:
-        raise ChatError(f"There is no screen for a window: {error}. "
-                        "Without one: python chat_client.py --text")
-    signal.signal(signal.SIGINT, lambda *_: window.root.after(0, window.on_closing))    # Ctrl+C
-    window.root.createcommand("tk::mac::Quit", window.on_closing)    # Cmd+Q
+        raise ChatError(f"Cannot open a window: {error}. "
+                        "Without a window, add --text.") from error
+    # Ctrl+C in the terminal, and Cmd+Q on macOS.
+    signal.signal(signal.SIGINT, lambda *args: window.root.after(
+        0, window.on_closing))
+    window.root.createcommand("tk::mac::Quit", window.on_closing)
     window.root.mainloop()
+    # IDLE and python -i go on: give them back their Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main():
-    """Read the options, and chat in a window or in the terminal."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--host", default=HOST, help="name or address of the server's computer")
-    parser.add_argument("--port", type=int, default=PORT, help="the server's port")
-    parser.add_argument("--nickname", default="", help="what to be called; else you are asked")
-    parser.add_argument("--text", action="store_true", help="chat in the terminal")
+    """Chat in a window or in the terminal."""
+    parser = argparse.ArgumentParser(
+        description="A chat client with a window.")
+    parser.add_argument("--host", default=HOST, help="name or address of the "
+                        "server's computer (default: %(default)s)")
+    parser.add_argument("--port", default=PORT,
+                        help="port of the server (default: %(default)s)")
+    parser.add_argument("--nickname", default="",
+                        help="your name in the chat (default: ask for it)")
+    parser.add_argument("--text", action="store_true",
+                        help="chat in the terminal, without a window")
     args = parser.parse_args()
+    run = chat_in_terminal if args.text else open_window
     try:
-        if args.text:
-            chat_in_terminal(args.host, args.port, args.nickname)
-        else:
-            open_window(args.host, args.port, args.nickname)
+        run(args.host, args.port, args.nickname)
     except ChatError as error:
         sys.exit(error)
     except (EOFError, KeyboardInterrupt):
-        pass    # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C instead of a nickname
+        # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C.
+        pass
     except OSError:
-        os._exit(1)    # the input or the output is broken: there is nobody to tell
+        # The input or the output is broken.
+        os._exit(1)
 
 
 if __name__ == "__main__":
