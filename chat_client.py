@@ -5,9 +5,10 @@ Run it:   python chat_client.py             (a dialog asks for the nickname)
           python chat_client.py --text      (no window, no Tkinter needed)
 
 One connection, two user interfaces. ChatClient handles the network: its
-thread receives lines and puts them in a queue. The main thread takes them
-out of the queue: chat_in_terminal prints them, ChatWindow shows them. Only
-the main thread (here called the GUI thread) touches widgets.
+thread waits for lines and puts them in a queue. With --text, the main thread
+waits for the keyboard, and a third thread (print_lines) takes the lines out
+of the queue. In a window, the main thread looks into the queue every 20 ms
+(process_incoming), because only the main thread may touch widgets.
 """
 
 import argparse
@@ -34,33 +35,35 @@ HOST = "127.0.0.1"
 PORT = 7500
 MAX_LINE_BYTES = 4096  # as in the server, without the line ending
 JOIN_TIMEOUT = 10  # seconds, to connect and to join
-CLOSE_TIMEOUT = 2  # seconds, for the server to read what was sent last
-SECONDS_PER_LINE = 0.05  # for input from a pipe: as fast as the server reads
-MAX_LINES_PER_SEND = 40  # for a pasted text: what the server reads at once
+CLOSE_TIMEOUT = 2  # seconds, for the server to read the last messages
+SECONDS_PER_LINE = 0.05  # from a pipe: the server's default rate
+MAX_LINES_PER_SEND = 40  # of pasted text: the server's default burst
 POLL_INTERVAL_MS = 20
 MAX_LINES_PER_POLL = 100  # so that the window responds between two polls
 MAX_MESSAGES = 5000  # in the window
 MAX_ROWS = 10_000  # of these messages: a long one fills several rows
+MARGIN = 24  # pixels of the window's width without text
 
 
 # --- The connection ---
 
 class ChatError(Exception):
-    """Something went wrong. The text tells the user what to do."""
+    """An error. Its text is a message for the user."""
 
 
 class NicknameError(ChatError):
     """The nickname was rejected. The text is the reason."""
 
 
-# Small messages are sent without delay. Checks for a dead connection: 3
-# probes, 10 seconds apart, after 30 seconds of silence (TCP_KEEPALIVE on
-# macOS), and 60,000 milliseconds until the server acknowledges data.
+# No delay for small messages. TCP keepalive detects a dead connection: after
+# 30 idle seconds (macOS: TCP_KEEPALIVE), 3 probes, 10 seconds apart. 60,000 ms
+# to acknowledge data. No system has all of these options.
 SOCKET_OPTIONS = {
     "TCP_NODELAY": 1, "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 30,
     "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 60_000}
-# Also line and paragraph separators, and changes of the text direction.
+# Removed from received text, because they could control the terminal. They
+# include line endings, tabs, and bidirectional formatting characters.
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -68,11 +71,11 @@ CONTROL_CHARACTERS = re.compile(
 class ChatClient:
     """A connection to a chat server: start it, send messages, close it.
 
-    host, port and nickname are str. What is received comes out of `incoming`,
-    a queue.Queue: ("line", str) for each line after joining, and at the end
+    host, port and nickname are str. The thread fills the queue `incoming`, a
+    queue.Queue: ("line", str) for each line after joining, and at the end
     ("error", ChatError) or, if the server closed the connection, ("closed",
-    ChatError). The errors are queued, because an exception that is raised in
-    one thread cannot be caught in another.
+    ChatError). Later items are meaningless. The errors are queued, because
+    an exception that is raised in one thread cannot be caught in another.
     """
 
     def __init__(self, host, port, nickname):
@@ -84,7 +87,7 @@ class ChatClient:
         self.file = None
         self.closing = False
         self.thread = threading.Thread(
-            target=self.receive_messages, daemon=True)
+            target=self.receive_messages, daemon=True)  # ends with the program
         self.timer = threading.Timer(JOIN_TIMEOUT, self.on_join_timeout)
         self.timer.daemon = True
 
@@ -98,7 +101,7 @@ class ChatClient:
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
-                # The user may have canceled while this was connecting.
+                # During connect, the user canceled or the timer expired.
                 if self.closing:
                     return
                 line = self.register_nickname()
@@ -121,13 +124,13 @@ class ChatClient:
                 (self.host, int(self.port)), JOIN_TIMEOUT / 2)
         except (socket.gaierror, UnicodeError) as error:
             raise ChatError(f"Cannot find a computer called {self.host}. "
-                            "Is the name correct?") from error
+                            "Check the name.") from error
         except OSError as error:
             raise ChatError(
                 f"Cannot connect to {self.host} port {self.port}. Is the "
-                "server running? On another computer, it must be started "
-                "with --host 0.0.0.0.") from error
-        self.socket.settimeout(None)  # From now on, recv waits indefinitely.
+                "server running? If it is on another computer, start it "
+                "there with --host 0.0.0.0.") from error
+        self.socket.settimeout(None)  # From now on, reads wait indefinitely.
         # If the connection is already closed, read_line will report that.
         with contextlib.suppress(OSError):
             for name, value in SOCKET_OPTIONS.items():
@@ -140,11 +143,10 @@ class ChatClient:
         """Raise ChatError if the nickname, host or port cannot be right."""
         if not self.nickname:
             raise NicknameError("Type a nickname.")
-        if not self.host:
-            raise ChatError("Type the server's name or address.")
-        if re.search(r"[/\[]|^[^:]*:[^:]*$", self.host):
-            raise ChatError("Type only the name or address of the server. "
-                            "The port is separate (--port).")
+        # Empty, or with a slash, a bracket or only one colon.
+        if re.search(r"^$|[/\[]|^[^:]*:[^:]*$", self.host):
+            raise ChatError("Type only the server's name or address. The port "
+                            "has its own field (--port).")
         if (not re.fullmatch("[0-9]{1,5}", self.port)
                 or not 1 <= int(self.port) <= 65535):
             raise ChatError("The port must be a number from 1 to 65535.")
@@ -152,7 +154,8 @@ class ChatClient:
     def register_nickname(self):
         """Send the nickname. Returns the first line from the room (str).
 
-        Raises NicknameError, ChatError or EOFError.
+        The server asks for it with "NICK", and if it rejects the nickname,
+        again with "NICK <reason>". Raises NicknameError, ChatError, EOFError.
         """
         line = self.read_line()
         # Some other servers do not request a nickname.
@@ -164,20 +167,23 @@ class ChatClient:
         return line
 
     def read_line(self):
-        """Return the next line (str). Raises ChatError, or EOFError."""
+        """Return the next line (str). Raises ChatError, EOFError at the end.
+
+        TCP delivers bytes, not messages: each message ends with b"\\n".
+        """
         try:
-            line = self.file.readline(65536)  # bytes, more than a line has
+            line = self.file.readline(65536)  # bytes at most, to save memory
         except OSError as error:
             raise ChatError(
                 "The connection to the server was lost.") from error
-        if not line:
+        if not line:  # Not even b"\n": the server closed the connection.
             raise EOFError
         return CONTROL_CHARACTERS.sub("", line.decode("utf-8", "replace"))
 
     def send_message(self, text, wait=True):
         """Send a message (str). Raises ChatError if that is not possible.
 
-        With wait=False it is not possible if it would have to wait.
+        wait=False: raise it instead of waiting, so that no window freezes.
         """
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_LINE_BYTES:
@@ -185,16 +191,16 @@ class ChatClient:
                 f"Not sent: a message can have at most {MAX_LINE_BYTES} "
                 f"bytes, and this one has {len(data)}.")
         try:
-            # The second of the three lists contains the writable sockets.
+            # select returns 3 lists. The second contains writable sockets.
             if not wait and not select.select([], [self.socket], [], 0)[1]:
-                raise ChatError("Not sent: the server is busy. Try again.")
+                raise ChatError("Not sent: the connection is busy. Try again.")
             self.socket.sendall(data + b"\n")
         except (OSError, ValueError) as error:
             raise ChatError("Not sent: there is no connection to the "
                             "server.") from error
 
     def on_join_timeout(self):
-        """Give up. The timer calls this after JOIN_TIMEOUT seconds."""
+        """Give up after JOIN_TIMEOUT seconds. The timer's thread runs this."""
         self.incoming.put(("error", ChatError(
             f"{self.host} port {self.port} does not answer. "
             "Is it a chat server?")))
@@ -203,7 +209,7 @@ class ChatClient:
     def shut_down(self, how):
         """End the connection (SHUT_RDWR) or only sending (SHUT_WR).
 
-        Ends a recv that is waiting in another thread. Does not wait.
+        SHUT_RDWR also ends a read_line that waits in another thread.
         """
         self.closing = True
         # There is no connection yet, or it is already closed.
@@ -213,8 +219,9 @@ class ChatClient:
     def close(self, timeout):
         """Stop sending, and wait until the server has read everything.
 
-        timeout: seconds to wait at most. To close the socket immediately
-        could destroy what was sent last: if something is still unread, the
+        Then the server closes its side, and that ends the thread: join waits
+        for this, `timeout` seconds at most. Closing the socket immediately
+        could lose the last messages: if received data is still unread, the
         system resets the connection.
         """
         self.shut_down(socket.SHUT_WR)
@@ -231,7 +238,7 @@ def chat_in_terminal(host, port, nickname):
     """
     for stream in (sys.stdin, sys.stdout):
         if not hasattr(stream, "reconfigure"):
-            raise ChatError("--text works only in a terminal, not in IDLE.")
+            raise ChatError("--text does not work in IDLE. Use a terminal.")
         # A pipe on Windows would have another encoding.
         stream.reconfigure(
             encoding="utf-8", errors="replace", line_buffering=True)
@@ -242,7 +249,7 @@ def chat_in_terminal(host, port, nickname):
     with contextlib.suppress(KeyboardInterrupt):
         send_input(client)
     client.close(CLOSE_TIMEOUT)
-    # The server reads a long input from a pipe slowly, but all of it.
+    # The server reads long input from a pipe slowly: wait until it has all.
     while not sys.stdin.isatty() and client.thread.is_alive():
         client.close(0.1)
     printer.join(CLOSE_TIMEOUT)
@@ -284,23 +291,23 @@ def send_input(client):
 
 
 def print_lines(client, line):
-    """Print this line and those that are received. A thread runs this."""
-    # OSError: nobody reads the output any more, or the disk is full.
+    """Print this line, then each received line. A thread runs this."""
+    # OSError: broken pipe (nobody reads the output) or full disk.
     with contextlib.suppress(OSError):
         kind = "line"
         while kind == "line":
             print_line(line)
             kind, line = client.incoming.get()
-        # The server has read everything.
+        # Normal: after reading everything, the server closed it.
         if kind == "closed" and client.closing:
             return
         print(line)
-    # Nothing else ends a main thread that waits for the keyboard.
+    # sys.exit ends only this thread, not one that waits for the keyboard.
     os._exit(1)
 
 
 def print_line(line):
-    """Print a line (str), in a terminal above the row that is being typed."""
+    """Print a line (str); in a terminal, above the line being typed."""
     if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
         print(line)
         return
@@ -308,8 +315,8 @@ def print_line(line):
     indent = ""
     # From U+1100 on, a character can be two columns wide.
     for row in wrap(line, columns - 2, lambda char: 1 + (char >= "\u1100")):
-        # Scroll if this is the last row; save the cursor; insert a row and
-        # print it; restore the cursor, and move it down with its row.
+        # ANSI escape codes: scroll if this is the last row; save the cursor;
+        # insert a row, print it; restore the cursor, move it with its row.
         print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\x1b8\x1b[B",
               end="", flush=True)
         # Without it, the next row could look like a message of its own.
@@ -321,7 +328,7 @@ def print_line(line):
 # The contrast of these colors is at least 4.5 on white and on black (WCAG 2).
 OWN_COLOR = "#1f78cc"
 NOTICE_COLOR = "#388538"
-ERROR_COLOR = "#d32f3a"
+ERROR_COLOR = "#d23f3f"
 
 
 class ChatWindow:
@@ -331,7 +338,7 @@ class ChatWindow:
         hide_color_fonts()
         self.root = tkinter.Tk(className="Chat")
         self.root.withdraw()
-        self.client = None  # while it connects, and while it is connected
+        self.client = None  # a ChatClient from connecting until it ends
         self.joined = False
         self.nickname = nickname
         self.unread = 0  # messages
@@ -339,24 +346,25 @@ class ChatWindow:
         self.dialog = JoinDialog(self, nickname, host, port)
         if nickname:
             self.dialog.connect()
-        # Not immediately, because it is not shown if the client has joined.
+        # Wait briefly: if the client has joined by then, show does nothing.
         self.root.after(150, self.dialog.show)
         self.process_incoming()
 
     def process_incoming(self):
         """Show what has been received, and schedule the next call."""
         try:
-            # Only at the bottom, the list scrolls to new messages.
+            # The list scrolls to new messages only if it is at the bottom.
             self.message_list.at_bottom = self.message_listbox.yview()[1] == 1
             if self.client:
                 self.show_incoming()
+            self.message_list.trim_history()
             self.update_title()
         finally:
             # Even after an error. Between two calls, Tk can do other work.
             self.root.after(POLL_INTERVAL_MS, self.process_incoming)
 
     def show_incoming(self):
-        """Show a part of what is in the queue, so that nothing freezes."""
+        """Show a limited number of queued lines, so that nothing freezes."""
         for _ in range(min(MAX_LINES_PER_POLL, self.client.incoming.qsize())):
             kind, value = self.client.incoming.get()
             if kind != "line":
@@ -378,7 +386,7 @@ class ChatWindow:
         self.entry_field.focus()
 
     def on_error(self, error):
-        """Show the error (ChatError) that has ended the client."""
+        """Show the error (ChatError) that ended the connection."""
         self.client = None
         self.dialog.set_status(error, ERROR_COLOR)
         if self.joined:
@@ -402,9 +410,8 @@ class ChatWindow:
             self.root.title(title)
 
     def send_message(self, event=None):
-        """Send the lines in the entry. What cannot be sent stays there."""
-        lines = [line for line in self.entry_field.get().splitlines()
-                 if line.strip()]
+        """Send the lines in the entry. Lines that cannot be sent are kept."""
+        lines = list(filter(str.strip, self.entry_field.get().splitlines()))
         try:
             for line in lines[:MAX_LINES_PER_SEND]:
                 command = line.split(" ")[0]
@@ -412,15 +419,16 @@ class ChatWindow:
                     self.on_closing()
                     return
                 if not self.joined:
-                    raise ChatError("Not sent: there is no connection.")
+                    raise ChatError("Not sent: click Reconnect first.")
                 self.client.send_message(line, wait=False)
+                # /who is a command, /usr/bin is a message.
                 if command.rfind("/") != 0:
                     self.message_list.add(f"You: {line}", OWN_COLOR)
                 del lines[0]
             if lines:
                 self.message_list.add(
-                    f"* Sent {MAX_LINES_PER_SEND} lines. Press Enter to send "
-                    f"the next ones: {len(lines)} are left.")
+                    f"* Sent {MAX_LINES_PER_SEND} lines, {len(lines)} to go. "
+                    "Press Enter to send the next ones.")
         except ChatError as error:
             self.message_list.add(f"! {error}", ERROR_COLOR)
         self.entry_field.delete(0, "end")
@@ -430,17 +438,18 @@ class ChatWindow:
 
     def redirect_key(self, event):
         """Type a key in the entry that was pressed on the messages."""
-        # 8 is Alt on Linux and Cmd on macOS. AltGr is Control and Alt.
-        alt = event.state & (0x20000 if os.name == "nt" else 8)
-        control = event.state & 4
-        if event.char and event.char.isprintable() and (control or not alt):
+        # Bits of state: 4 is Control, 0x20000 is Alt on Windows, 8 is Alt on
+        # Linux and Cmd on macOS. AltGr on Windows is Control and Alt.
+        alt_gr = 4 | (0x20000 if os.name == "nt" else 8)
+        if (event.char and event.char.isprintable()
+                and event.state & alt_gr in (0, alt_gr)):
             self.entry_field.focus()
             self.entry_field.insert("insert", event.char)
-            return "break"  # not in the Listbox also
+            return "break"  # Otherwise the Listbox processes it also.
 
     def on_closing(self):
         """Close the window, then the connection, which can take longer."""
-        # A timer that is left would fail without a window.
+        # A pending timer would fail without a window.
         self.root.eval("foreach timer [after info] {after cancel $timer}")
         self.root.destroy()
         if self.client:
@@ -462,7 +471,7 @@ class ChatWindow:
         self.message_list = MessageList(listbox)
         scrollbar = ttk.Scrollbar(self.root, command=listbox.yview)
         listbox["yscrollcommand"] = scrollbar.set
-        # What is packed first keeps its size in a small window.
+        # Widgets that are packed first keep their size in a small window.
         bottom.pack(side="bottom", fill="x")
         scrollbar.pack(side="right", fill="y")
         listbox.pack(fill="both", expand=True)
@@ -497,7 +506,7 @@ class JoinDialog:
             {"Nickname": nickname, "Server": host, "Port": port})
 
     def connect(self, event=None):
-        """Connect to what the fields contain, unless it is connecting."""
+        """Connect with the values in the fields, unless it is connecting."""
         if not self.chat_window.client:
             nickname, host, port = [field.get().strip()
                                     for field in self.fields]
@@ -511,7 +520,7 @@ class JoinDialog:
         self.connect()
 
     def set_status(self, text, color=""):
-        """Show a text under the button."""
+        """Show text (str or ChatError) below the button."""
         self.status_label.configure(text=text, foreground=color)
 
     def show(self):
@@ -521,12 +530,12 @@ class JoinDialog:
             self.fields[0].focus()
 
     def select_nickname(self):
-        """Select the nickname, so that the next one replaces it."""
+        """Select the nickname, so that typing replaces it."""
         self.fields[0].focus()
         self.fields[0].selection_range(0, "end")
 
     def cancel(self, event=None):
-        """Hide the dialog. Exit if the chat window has not been open."""
+        """Hide the dialog. Exit if the window has never been shown."""
         if self.chat_window.client:
             self.chat_window.client.shut_down(socket.SHUT_RDWR)
             self.chat_window.client = None
@@ -554,7 +563,7 @@ class JoinDialog:
             self.fields.append(field)
         join_button = ttk.Button(form, text="Join", command=self.connect)
         join_button.pack(anchor="e")
-        # Below the button, which does not move if a text has many rows.
+        # Below the button, so that a long text does not move the button.
         self.status_label = ttk.Label(form, wraplength="9c")
         self.status_label.pack(anchor="w", pady=4)
 
@@ -571,8 +580,6 @@ class Message:
 class MessageList:
     """The messages in a Listbox: wrapped, colored, with their times."""
 
-    MARGIN = 24  # pixels of the Listbox's width that contain no text
-
     def __init__(self, listbox):
         self.listbox = listbox
         self.messages = []
@@ -580,7 +587,7 @@ class MessageList:
         self.at_bottom = True  # whether the last row is visible
         self.width = listbox.winfo_reqwidth()  # pixels
         self.font = font.nametofont("TkTextFont")
-        # measure is slow, so its results are stored.
+        # measure is slow, so its results are cached.
         self.text_width = functools.lru_cache(None)(self.font.measure)
         listbox.bind("<Configure>", self.on_resize)
         listbox.bind("<<Copy>>", self.copy)
@@ -592,23 +599,26 @@ class MessageList:
         message = Message(line, color)
         self.messages.append(message)
         self.insert_rows(message)
-        self.trim_history()
         if self.at_bottom:
             self.listbox.see("end")
 
     def trim_history(self):
         """Keep at most MAX_MESSAGES messages and MAX_ROWS rows."""
-        while len(self.messages) > MAX_MESSAGES or len(self.rows) > MAX_ROWS:
+        # All in one call of delete, which takes long.
+        count = 0
+        while (len(self.messages) > MAX_MESSAGES
+               or len(self.rows) - count > MAX_ROWS):
             oldest = self.messages.pop(0)
-            while self.rows[0] is oldest:
-                del self.rows[0]
-                self.listbox.delete(0)
+            while self.rows[count] is oldest:
+                count += 1
+        del self.rows[:count]
+        self.listbox.delete(0, count - 1)  # (0, -1) deletes nothing
 
     def insert_rows(self, message):
         """Wrap a message and append its rows to the Listbox."""
         start = message.time
         indent = self.text_width(start)
-        for row in wrap(message.text, self.width - self.MARGIN - indent,
+        for row in wrap(message.text, self.width - MARGIN - indent,
                         self.text_width):
             self.rows.append(message)
             self.listbox.insert("end", start + row)
@@ -627,7 +637,7 @@ class MessageList:
     def rewrap(self, width):
         """Wrap all messages again, unless the width has changed since.
 
-        At the bottom it stays there; elsewhere the top message stays.
+        The last row or, elsewhere, the message at the top stays visible.
         """
         if self.rows and width == self.width:
             top = self.rows[self.listbox.nearest(0)]
@@ -667,7 +677,7 @@ def wrap(text, width, text_width):
     """Return text (str) as rows (list of str) that are not wider than width.
 
     text_width is a function that returns the width of a text in the same unit.
-    A word that is wider than a row is cut.
+    A word that is wider than a row is cut between two characters.
     """
     rows = [""]
     remaining_width = width
@@ -686,6 +696,7 @@ def wrap(text, width, text_width):
 def configure_tk(root):
     """Set the text size, keys and the context menu of all widgets."""
     font.nametofont("TkTextFont").configure(size=13)  # points
+    # <<Return>> is our name for two keys. In Tcl, %W is the widget.
     root.event_add("<<Return>>", "<Return>", "<KP_Enter>")
     root.bind_class("TButton", "<<Return>>", "%W invoke")
     if root.call("tk", "windowingsystem") == "x11":
@@ -693,20 +704,20 @@ def configure_tk(root):
         root.event_delete("<<LineStart>>", "<Control-a>")
         root.event_add("<<SelectAll>>", "<Control-a>")
     ttk.Style().configure(".", font="TkTextFont")
-    # Otherwise the cursor stays where it was when the text size changes.
+    # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
     menu = tkinter.Menu(root, tearoff=False)
     for name in ("Cut", "Copy", "Paste"):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
-    # In Tcl, %W is the widget, %X and %Y are the position of the mouse.
+    # The mouse is at %x, %y in the widget %W and at %X, %Y on the screen.
     for widget_class, action in {
             "TEntry": "", "Listbox": "%W selection set @%x,%y;"}.items():
         root.bind_class(widget_class, "<<ContextMenu>>",
                         f"focus %W; {action} tk_popup {menu} %X %Y")
 
 
-# A font that can be scaled but has no outlines consists of colored pictures.
+# A scalable font without outlines is a color font, made of bitmaps.
 NO_COLOR_FONTS = b"""<fontconfig><selectfont><rejectfont><pattern>
     <patelt name="scalable"><bool>true</bool></patelt>
     <patelt name="outline"><bool>false</bool></patelt>
@@ -714,14 +725,14 @@ NO_COLOR_FONTS = b"""<fontconfig><selectfont><rejectfont><pattern>
 
 
 def hide_color_fonts():
-    """On older Linux, hide color fonts: there, an emoji ends the program.
+    """Hide color fonts on older Linux systems, where emoji crash Tk.
 
-    It is an error of libXft before version 2.3.6.
+    The cause is a bug in libXft before version 2.3.6.
     """
     # Tk does not use libXft on Windows, on macOS and in some other cases.
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes
-        # The library that Tk has loaded.
+        # RTLD_NOLOAD: only if Tk has already loaded it.
         libxft = ctypes.CDLL("libXft.so.2", os.RTLD_NOLOAD)
         if libxft.XftGetVersion() < 20306:
             fontconfig = ctypes.CDLL("libfontconfig.so.1")
@@ -735,11 +746,11 @@ def hide_color_fonts():
 # --- The program ---
 
 def open_window(host, port, nickname):
-    """Run the window. Raises ChatError if there is no Tkinter or no screen."""
+    """Run the window. Raises ChatError if there is no Tkinter or display."""
     if tkinter is None:
         raise ChatError(
             "This Python has no Tkinter. On Debian and Ubuntu, install it: "
-            "sudo apt install python3-tk. Without it, add --text.")
+            "sudo apt install python3-tk. Or use --text.")
     # Only Windows has this: without it, Windows scales and blurs the window.
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes
@@ -748,20 +759,20 @@ def open_window(host, port, nickname):
         window = ChatWindow(host, port, nickname)
     except tkinter.TclError as error:
         raise ChatError(f"Cannot open a window: {error}. "
-                        "Without a window, add --text.") from error
+                        "To chat in the terminal, add --text.") from error
     # Ctrl+C in the terminal, and Cmd+Q on macOS.
     signal.signal(signal.SIGINT, lambda *args: window.root.after(
         0, window.on_closing))
     window.root.createcommand("tk::mac::Quit", window.on_closing)
     window.root.mainloop()
-    # IDLE and python -i go on: give them back their Ctrl+C.
+    # IDLE and python -i keep running: restore their Ctrl+C handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main():
     """Chat in a window or in the terminal."""
     parser = argparse.ArgumentParser(
-        description="A chat client with a window.")
+        description="A chat client: a window or, with --text, a terminal.")
     parser.add_argument("--host", default=HOST, help="name or address of the "
                         "server's computer (default: %(default)s)")
     parser.add_argument("--port", default=PORT,
