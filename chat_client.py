@@ -35,8 +35,8 @@ HOST = "127.0.0.1"
 PORT = 7500
 MAX_LINE_BYTES = 4096  # as in the server, without the line ending
 JOIN_TIMEOUT = 10  # seconds, to connect and to join
-CLOSE_TIMEOUT = 2  # seconds, for the server to read the last messages
-SECONDS_PER_LINE = 0.05  # from a pipe: the server's default rate
+CLOSE_TIMEOUT = 10  # seconds, for the server to read the last messages
+SECONDS_PER_LINE = 0.05  # with --text: the server's default rate
 MAX_LINES_PER_SEND = 40  # of pasted text: the server's default burst
 POLL_INTERVAL_MS = 20
 MAX_LINES_PER_POLL = 100  # so that the window responds between two polls
@@ -172,7 +172,7 @@ class ChatClient:
         TCP delivers bytes, not messages: each message ends with b"\\n".
         """
         try:
-            line = self.file.readline(65536)  # bytes at most, to save memory
+            line = self.file.readline(8192)  # bytes, fewer than MAX_ROWS
         except OSError as error:
             raise ChatError(
                 "The connection to the server was lost.") from error
@@ -285,9 +285,8 @@ def send_input(client):
         try:
             client.send_message(line)
         except ChatError as error:
-            print_line(str(error))
-        if not sys.stdin.isatty():
-            time.sleep(SECONDS_PER_LINE)
+            print_line(error)
+        time.sleep(SECONDS_PER_LINE)
 
 
 def print_lines(client, line):
@@ -301,20 +300,20 @@ def print_lines(client, line):
         # Normal: after reading everything, the server closed it.
         if kind == "closed" and client.closing:
             return
-        print(line)
+        print_line(line)
     # sys.exit ends only this thread, not one that waits for the keyboard.
     os._exit(1)
 
 
 def print_line(line):
-    """Print a line (str); in a terminal, above the line being typed."""
+    """Print a line or an error; in a terminal, above the typed line."""
     if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
         print(line)
         return
-    columns = shutil.get_terminal_size().columns
+    width = shutil.get_terminal_size().columns - 2
     indent = ""
     # From U+1100 on, a character can be two columns wide.
-    for row in wrap(line, columns - 2, lambda char: 1 + (char >= "\u1100")):
+    for row in wrap(str(line), width, lambda char: 1 + (char >= "\u1100")):
         # ANSI escape codes: scroll if this is the last row; save the cursor;
         # insert a row, print it; restore the cursor, move it with its row.
         print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\x1b8\x1b[B",
@@ -565,7 +564,7 @@ class JoinDialog:
         join_button.pack(anchor="e")
         # Below the button, so that a long text does not move the button.
         self.status_label = ttk.Label(form, wraplength="9c")
-        self.status_label.pack(anchor="w", pady=4)
+        self.status_label.pack(anchor="w")
 
 
 class Message:
@@ -652,7 +651,7 @@ class MessageList:
         """Make the text larger or smaller by `step` points."""
         # The window keeps its size.
         self.listbox.master.pack_propagate(False)
-        self.font.configure(size=max(8, self.font["size"] + step))
+        self.font.configure(size=min(40, max(8, self.font["size"] + step)))
         self.text_width.cache_clear()
         self.rewrap(self.width)
 
@@ -711,8 +710,9 @@ def configure_tk(root):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
     # The mouse is at %x, %y in the widget %W and at %X, %Y on the screen.
-    for widget_class, action in {
-            "TEntry": "", "Listbox": "%W selection set @%x,%y;"}.items():
+    select_row = ("if {![%W selection includes @%x,%y]} {%W selection clear "
+                  "0 end; %W selection set @%x,%y};")
+    for widget_class, action in {"TEntry": "", "Listbox": select_row}.items():
         root.bind_class(widget_class, "<<ContextMenu>>",
                         f"focus %W; {action} tk_popup {menu} %X %Y")
 

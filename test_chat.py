@@ -529,8 +529,8 @@ class LinesTest(ChatTest):
             self.assert_messages(f"a{chr(code)}b\n".encode(), "ab")
 
     def test_other_characters_are_kept(self):
-        texts = ("  if x:    y ", "and/or", " /quit", "👩\u200d💻", "❤\ufe0f",
-                 "کتاب\u200cها")
+        texts = ("  if x:    y ", "GET / HTTP/1.1", "and/or", " /quit",
+                 "👩\u200d💻", "❤\ufe0f", "کتاب\u200cها")
         self.assert_messages("\n".join([*texts, "a\tb\n"]).encode(),
                              *texts, "a b")
 
@@ -1496,9 +1496,9 @@ class ConnectionTest(ClientTestCase):
     def test_end_of_connection_is_reported_once(self):
         client = self.connect(self.start_stub_server(
             lambda connection: connection.sendall(
-                b"Hi\n" + b"x" * 65536 + b"last words")))
+                b"Hi\n" + b"x" * 8192 + b"last words")))
         # An endless line is received in parts.
-        self.expect(client, "Hi", "x" * 65536, "last words")
+        self.expect(client, "Hi", "x" * 8192, "last words")
         kind, error = self.receive(client)
         check_received((kind, str(error)),
                        ("closed", "The server closed the connection."))
@@ -2587,7 +2587,8 @@ class ReadmeTest(ChatTest):
                 f"after about {seconds} seconds | `SOCKET_OPTIONS`",
                 f"{chat_client.JOIN_TIMEOUT} seconds | `JOIN_TIMEOUT`",
                 f"{chat_client.MAX_LINES_PER_SEND} | `MAX_LINES_PER_SEND`",
-                f"{chat_client.MAX_MESSAGES} | `MAX_MESSAGES`"):
+                (f"{chat_client.MAX_MESSAGES}, in at most "
+                 f"{chat_client.MAX_ROWS:,} rows | `MAX_MESSAGES`")):
             self.assertIn(f"| {row}", table)
 
     def test_readme_names_tests_that_exist(self):
