@@ -1665,8 +1665,8 @@ sys.exit()"""
             ada = self.start_text_client(
                 server, "Grace", stdin=stdin, setup="os.dup2(0, 1); "
                 "os.dup2(0, 2); os.environ['COLUMNS'] = '20'")
-            # Another nickname is requested.
-            self.wait_for_rows("Nickname: ")
+            self.wait_for_rows("The nickname Grace is already in use. Choose "
+                               "another nickname.", "Nickname: ")
             self.terminal.write(b"Ada\n")
             grace.expect("* Ada joined")
             self.terminal.write(b"I am typ")
@@ -2281,9 +2281,10 @@ class KeyboardTest(WindowTestCase):
         self.listbox.event_generate("<Button-1>", x=20, y=20)
         self.press(self.listbox, "h")
         self.pump(lambda: self.root.focus_get() == self.entry)
-        # BackSpace types nothing.
-        self.press(self.listbox, "BackSpace", f"{self.MODIFIER}-c",
+        # These type nothing.
+        self.press(self.listbox, "BackSpace", "Up", f"{self.MODIFIER}-c",
                    f"{self.MODIFIER}-v")
+        self.assertEqual(self.root.focus_get(), self.listbox)
         check_received(self.entry.get(), "h* Welcome, Ada!")
         self.press(self.listbox, "Return")
         self.grace.expect("Ada: h* Welcome, Ada!")
@@ -2315,6 +2316,8 @@ class KeyboardTest(WindowTestCase):
         self.entry.selection_range(0, 4)
         self.choose(self.entry, "Cut")
         check_received(self.root.clipboard_get(), "one ")
+        # Only the message that is right-clicked is copied.
+        self.listbox.selection_set(1)
         self.choose(self.listbox, "Copy")
         check_received(self.root.clipboard_get(), "* Welcome, Ada!")
         self.choose(self.listbox, "Paste")
