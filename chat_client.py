@@ -252,7 +252,7 @@ def chat_in_terminal(host, port, nickname):
     # The server reads long input from a pipe slowly: wait until it has all.
     while not sys.stdin.isatty() and client.thread.is_alive():
         client.close(0.1)
-    printer.join(CLOSE_TIMEOUT)
+    printer.join(2)  # seconds
 
 
 def join_in_terminal(host, port, nickname):
