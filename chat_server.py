@@ -6,7 +6,7 @@ Join it:  python chat_client.py                 (or by hand: nc 127.0.0.1 7500)
 
 Each client has a thread that receives (handle_client) and puts (recipients,
 bytes) in a queue, the outbox. Only the delivery thread (deliver_messages)
-sends, so a slow client delays nobody, and all receive the same order.
+sends: a slow client delays nobody, and all receive messages in the same order.
 """
 
 import argparse
@@ -28,10 +28,11 @@ HOST = "127.0.0.1"  # only this computer
 PORT = 7500
 MAX_CONNECTIONS = 100  # from one computer (IP address)
 LINES_PER_SECOND = 20  # from one computer (IP address)
-BURST_SECONDS = 2  # after a pause, this many seconds' worth of lines
+BURST_SECONDS = 2  # after a pause, lines for this long are accepted together
 BYTES_PER_LINE = 256  # a longer line counts as several
 MAX_LINE_BYTES = 4096  # at least 1,024 characters
 MAX_NICKNAME = 20  # characters
+NAMES_PER_LINE = 40  # in a list: 3,360 bytes at most
 NICKNAME_TIMEOUT = 300  # seconds
 CHUNK_SIZE = 32 * 1024  # bytes, for one recv or send
 CLOSE = b""  # in the outbox: close the connection
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 
 # --- The room ---
-
 class ChatServer:
     """A chat room. Call start, then accept_connections, then stop, once each.
 
@@ -53,44 +53,40 @@ class ChatServer:
         self.port = port
         self.rate = rate
         self.accepting = True  # until a signal
-        self.stopping = threading.Event()  # ends the waits of limit_rate
         self.server_socket = None
         self.delivery_thread = threading.Thread(
             target=self.deliver_messages, name="delivery", daemon=True)
         self.outbox = queue.SimpleQueue()  # of (recipients, bytes)
-        self.connected_clients = set()
+        self.connected_clients = set()  # all whose threads are running
         self.members = {}  # normalized nickname -> client that has joined
         self.due_times = {}  # IP address -> when its latest line is due
         # A thread must hold the lock to change these three or to loop over
-        # them; others wait. RLock: its holder can acquire it again.
+        # them; other threads wait. RLock: its holder can acquire it again.
         self.lock = threading.RLock()
 
     def start(self):
-        """Listen, start delivery. Raises OSError; TypeError for a bad host."""
+        """Listen, start delivery. Raises OSError, TypeError, ValueError."""
         is_ipv6 = ":" in self.host
-        # This combines socket, setsockopt, bind and listen. It sets
-        # SO_REUSEADDR, so that a restarted server can reuse its port, except
-        # on Windows, where two servers could then share an address and port.
+        # socket, setsockopt, bind and listen in one. It sets SO_REUSEADDR (to
+        # restart on the same port), but not where servers could then share it.
         self.server_socket = socket.create_server(
             (self.host, self.port), backlog=1024, dualstack_ipv6=is_ipv6,
             family=socket.AF_INET6 if is_ipv6 else socket.AF_INET)
-        # A signal does not end accept (PEP 475), so it returns regularly.
-        self.server_socket.settimeout(0.2)  # seconds
+        self.server_socket.settimeout(0.2)  # a signal does not end accept
         self.host, self.port = self.server_socket.getsockname()[:2]
         self.delivery_thread.start()
 
     def accept_connections(self):
-        """Accept clients while `accepting` is True. No error ends this."""
+        """Accept clients while `accepting` is True. Errors do not end it."""
         error_logged = False
         while self.accepting:
             self.enforce_nickname_timeout()
             try:
-                # Ignore: nobody connected in time, or a client gave up.
-                with contextlib.suppress(socket.timeout, ConnectionError):
-                    client_socket, address = self.server_socket.accept()
-                    # macOS: an aborted connection can have no address.
-                    self.start_client_thread(
-                        client_socket, address[0] if address else "")
+                # No client in time, a signal (on PyPy), or it gave up.
+                with contextlib.suppress(
+                        socket.timeout, BlockingIOError, ConnectionError):
+                    client = ClientConnection(*self.server_socket.accept())
+                    self.start_client_thread(client)
                     error_logged = False
             except (OSError, RuntimeError, MemoryError) as error:
                 # Out of file descriptors, threads or memory: wait, then retry.
@@ -99,34 +95,38 @@ class ChatServer:
                 error_logged = True
                 time.sleep(0.1)
 
+    def handle_signal(self, number, frame):
+        """End accept_connections within 0.2 seconds. Python calls this."""
+        self.accepting = False
+
     def enforce_nickname_timeout(self):
         """Disconnect the clients that have not sent a nickname in time."""
         # Without the lock, a client could join while this disconnects it.
         with self.lock:
-            for client in list(self.connected_clients):
+            for client in self.connected_clients:
                 if (not client.nickname
                         and client.nickname_deadline < time.monotonic()):
                     self.reply(client, "* No nickname was received within "
                                        f"{NICKNAME_TIMEOUT} seconds.")
                     self.disconnect_client(client)
 
-    def start_client_thread(self, client_socket, ip_address):
+    def start_client_thread(self, client):
         """Start a new client's thread, or refuse it. Raises RuntimeError."""
-        client = ClientConnection(client_socket, ip_address)
         client.thread = threading.Thread(
             target=self.handle_client, args=(client,), daemon=True,
             name="unnamed client")
         # Without the lock, the thread could end before the client is added.
         with self.lock:
-            addresses = [other.ip_address for other in self.connected_clients]
-            if self.rate and addresses.count(ip_address) >= MAX_CONNECTIONS:
+            count = sum(client.ip_address == other.ip_address
+                        for other in self.connected_clients)
+            if self.rate and count >= MAX_CONNECTIONS:
                 self.reply(client, "* This computer has too many connections.")
-                self.queue([client], CLOSE)
+                self.disconnect_client(client)
                 return
             try:
                 client.thread.start()
             except RuntimeError:
-                client_socket.close()
+                client.socket.close()
                 raise
             self.connected_clients.add(client)
 
@@ -135,36 +135,46 @@ class ChatServer:
         client.set_socket_options()
         self.reply(client, "NICK Choose a nickname.")
         # Both are generators: they run only when the loop asks for lines.
-        batches = read_lines(client.socket)
+        batches = read_lines(client)
         if self.rate:
-            batches = self.limit_rate(client.ip_address, batches)
+            batches = self.limit_rate(client, batches)
         try:
             for lines in batches:
                 if not self.process_lines(client, lines):
                     break
         except OSError as error:
-            # After the server has closed the connection, it is expected.
-            if client in self.connected_clients:
-                logger.info(f"{client}: connection lost ({error})")
+            # After the server has closed the connection, an error is expected.
+            if not client.disconnected.is_set():
+                logger.info(f"{client} from {client.ip_address}: "
+                            f"connection lost ({error})")
         finally:
             self.disconnect_client(client)
+            with self.lock:
+                self.connected_clients.remove(client)
 
-    def limit_rate(self, ip_address, batches):
-        """Yield each line (a list of one) when it is due: a "token bucket"."""
+    # A token bucket that stores times in place of tokens (GCRA). Example:
+    # after a pause, 41 lines arrive at 10.00 seconds. They are due at 8.05,
+    # 8.10, 8.15 … The 40th, at 10.00, does not wait. The 41st does: 10.05.
+    def limit_rate(self, client, batches):
+        """Yield each line (a list of one) when it is due."""
         for lines in batches:
             for line in lines:
-                seconds = max(1, len(line) / BYTES_PER_LINE) / self.rate
                 earliest = time.monotonic() - BURST_SECONDS
                 # Without the lock, two lines could get the same due time.
                 with self.lock:
-                    # No entry means that a whole burst is allowed.
                     self.due_times = {
                         address: due for address, due
                         in self.due_times.items() if due > earliest}
-                    due = self.due_times.get(ip_address, earliest) + seconds
-                    self.due_times[ip_address] = due
+                    due = self.due_times.get(client.ip_address, earliest)
+                    due += max(1, len(line) / BYTES_PER_LINE) / self.rate
+                    self.due_times[client.ip_address] = due
                 # While this waits, nothing calls recv: TCP slows the sender.
-                self.stopping.wait(due - time.monotonic())
+                while (seconds := due - time.monotonic()) > 0:
+                    # After a reset, recv still returns what came before it.
+                    if (client.disconnected.wait(min(seconds, 1))
+                            or client.socket.getsockopt(
+                                socket.SOL_SOCKET, socket.SO_ERROR)):
+                        return
                 yield [line]
 
     def process_lines(self, client, lines):
@@ -174,37 +184,37 @@ class ChatServer:
         for line in lines:
             text = sanitize(line)
             command = text.split(" ")[0]
-            is_browser = not client.nickname and HTTP_REQUEST.match(line)
-            if is_browser or command == "/quit":
+            is_foreign = not client.nickname and OTHER_PROTOCOL.match(line)
+            if is_foreign or command == "/quit":
                 leaving = True
                 break
+            too_long = max(len(line), len(text.encode())) > MAX_LINE_BYTES
             if not client.nickname:
-                self.join_room(client, " ".join(text.split()))
-            elif len(line) > MAX_LINE_BYTES:
+                self.join_room(client, " ".join(text.split()), too_long)
+            elif too_long:
                 self.reply(client, TOO_LONG)
             elif command == "/who":
                 self.reply_user_list(client)
-            elif command.rfind("/") == 0:  # "/x", but not "/x/y"
-                self.reply(client, f"* Unknown command: {command}. "
-                                   "Available commands: /who, /quit")
+            elif command.rfind("/") == 0:  # one slash, at the start
+                self.reply(client, UNKNOWN.format(command))
             elif VISIBLE.search(text):
                 messages.append(f"{client.nickname}: {text}")
         self.broadcast_message(client, "\n".join(messages))
         for message in messages:
             logger.info(message)
-        return not leaving and client in self.connected_clients
+        return not leaving
 
-    def join_room(self, client, nickname):
+    def join_room(self, client, nickname, too_long):
         """Add the client to the room, or ask it for another nickname."""
-        problem = validate_nickname(nickname)
+        problem = validate_nickname(nickname, too_long)
         # Without the lock, two clients could take the same nickname.
         with self.lock:
             if not problem and normalize_nickname(nickname) in self.members:
                 problem = f"The nickname {nickname} is already in use."
             if problem:
                 self.reply(client, f"NICK {problem} Choose another nickname.")
-            # Otherwise enforce_nickname_timeout has just disconnected it.
-            elif client in self.connected_clients:
+            # If it is, enforce_nickname_timeout has just disconnected it.
+            elif not client.disconnected.is_set():
                 self.broadcast_message(client, f"* {nickname} joined")
                 client.nickname = nickname
                 client.thread.name = nickname
@@ -218,7 +228,11 @@ class ChatServer:
         # Without the lock, somebody could leave before the list is queued.
         with self.lock:
             names = [member.nickname for member in self.members.values()]
-            self.reply(client, f"* Online ({len(names)}): {', '.join(names)}")
+            count = len(names)
+            while names:
+                self.reply(client, f"* Online ({count}): "
+                                   f"{', '.join(names[:NAMES_PER_LINE])}")
+                del names[:NAMES_PER_LINE]
 
     def reply(self, client, line):
         """Queue a line (str) for one client only."""
@@ -229,7 +243,7 @@ class ChatServer:
         # Without the lock, somebody could join or leave during the loop.
         with self.lock:
             # Discard the messages of a client that has been disconnected.
-            if message and sender in self.connected_clients:
+            if message and not sender.disconnected.is_set():
                 recipients = [client for client in self.members.values()
                               if client is not sender]
                 self.queue(recipients, f"{message}\n".encode())
@@ -252,7 +266,7 @@ class ChatServer:
             logger.debug("%.200r", dict(chunks))
             for client in chunks:
                 self.deliver_to_client(client, chunks[client])
-            if data is STOP:  # the last item: no other thread is left
+            if ([], STOP) in items:
                 return
 
     def deliver_to_client(self, client, chunks):
@@ -266,7 +280,7 @@ class ChatServer:
         except (OSError, ValueError, MemoryError):
             # Broken, already closed (select: ValueError), or out of memory.
             self.disconnect_client(client)
-        # shutdown ends a waiting recv; on Windows, close (Python issue 91913).
+        # Either wakes a waiting recv; on Windows, only close (issue 91913).
         with contextlib.suppress(OSError):  # already closed
             client.socket.shutdown(socket.SHUT_RDWR)
         client.socket.close()
@@ -275,24 +289,25 @@ class ChatServer:
         """Remove a client and queue CLOSE for it, if not already done."""
         # Without the lock, two threads could both announce that it left.
         with self.lock:
-            if client not in self.connected_clients:
+            if client.disconnected.is_set():
                 return
             if client.nickname:
                 self.broadcast_message(client, f"* {client} left{reason}")
                 del self.members[normalize_nickname(client.nickname)]
                 logger.info(f"{client} left{reason}")
-            self.connected_clients.remove(client)
+            client.disconnected.set()
             # Items that are already in the outbox are sent first.
             self.queue([client], CLOSE)
 
     def stop(self):
         """Notify and disconnect all clients, and end all threads."""
         self.server_socket.close()
-        # From now on, disconnect_client does nothing.
+        # Without the lock, a client could be removed during the loop.
         with self.lock:
-            clients = self.connected_clients
-            self.connected_clients = set()
-        self.stopping.set()
+            clients = list(self.connected_clients)
+            for client in clients:
+                # From now on, disconnect_client does nothing.
+                client.disconnected.set()
         self.queue(clients, b"* The server has stopped.\n")
         self.queue(clients, CLOSE)
         for client in clients:
@@ -302,27 +317,30 @@ class ChatServer:
 
 
 # --- Lines, text, nicknames ---
-
-def read_lines(client_socket):
+def read_lines(client):
     """Yield a list of lines (bytes) for each recv. Raises OSError."""
     # TCP is a stream of bytes: a recv can return half a line, or ten lines.
     unfinished = b""
-    while data := client_socket.recv(CHUNK_SIZE):
+    while data := client.socket.recv(CHUNK_SIZE):
         unfinished = (unfinished + data).replace(b"\r\n", b"\n")
         *lines, unfinished = unfinished.split(b"\n")
         # Save memory: keep just enough to detect a line that is too long.
-        unfinished = unfinished[:MAX_LINE_BYTES + 2]
+        unfinished = unfinished[:MAX_LINE_BYTES + 2]  # one more, and a \r
         logger.debug("received %.60r: lines %.60r, unfinished %.60r",
                      data, lines, unfinished)
         yield lines
-    if unfinished:
+    # The end of a connection can complete a message, but not a nickname.
+    if unfinished and client.nickname:
         yield [unfinished]
 
 
+# The text also: each invalid byte becomes three, and control characters none.
 TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
-# An HTTP or TLS request: any web page can make a browser send one here.
-HTTP_REQUEST = re.compile(rb"[A-Z]+ .*HTTP/|Host:|\x16\x03")
-# Includes line and paragraph separators and bidirectional formatting.
+UNKNOWN = "* Unknown command: {:.40}. Available commands: /who, /quit"
+# The start of HTTP (any web page can make a browser send it), RTSP, SIP, IRC,
+# DICT, Redis (a star, a digit), a printer (1) and TLS, and a scanner's "HELP".
+OTHER_PROTOCOL = re.compile(rb"[A-Z]+ .*(HTTP|RTSP|SIP)/|Host:|CAP LS|"
+                            rb"CLIENT |\*\d|\x01|\x16\x03|HELP$")
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # Unicode's Default_Ignorable_Code_Point, U+FFF9-FFFB, and blank Braille.
@@ -335,7 +353,7 @@ VISIBLE = re.compile(rf"[^\s{INVISIBLE_CHARACTERS}]")
 
 
 def sanitize(line):
-    """Return a line (bytes) as text that is safe to print in a terminal."""
+    """Return a line (bytes) as text that cannot control a terminal."""
     return CONTROL_CHARACTERS.sub(
         "", line.decode("utf-8", "replace").replace("\t", " "))
 
@@ -346,10 +364,12 @@ def normalize_nickname(nickname):
     return " ".join(nickname.casefold().split())
 
 
-def validate_nickname(nickname):
+def validate_nickname(nickname, too_long):
     """Return why the nickname is invalid (str), or "" if it is valid."""
-    # Checked first: normalizing a very long nickname would be slow.
-    if len(nickname) > MAX_NICKNAME:
+    if "\ufffd" in nickname:  # from sanitize
+        return "A nickname must be text in UTF-8."
+    # Checked early: normalizing a very long nickname would be slow.
+    if too_long or len(nickname) > MAX_NICKNAME:
         return f"A nickname can have at most {MAX_NICKNAME} characters."
     normalized = normalize_nickname(nickname)
     if not normalized:
@@ -365,24 +385,25 @@ def validate_nickname(nickname):
 
 # --- Sockets ---
 
-# A 256 KiB send buffer for slow clients. No delay for small messages. TCP
-# keepalive detects a dead connection: after 30 idle seconds (macOS:
-# TCP_KEEPALIVE), 3 probes, 10 seconds apart. 60,000 ms to acknowledge data.
+# Buffers: 256 KiB to send, for slow clients; 16 KiB received, which are read
+# even after their sender has left. TCP keepalive detects a dead connection:
+# after 20 idle seconds (macOS: TCP_KEEPALIVE), 4 probes, 10 seconds apart.
 SOCKET_OPTIONS = {
-    "SO_SNDBUF": 256 * 1024, "TCP_NODELAY": 1, "SO_KEEPALIVE": 1,
-    "TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10,
-    "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
+    "SO_SNDBUF": 262_144, "SO_RCVBUF": 16_384, "TCP_NODELAY": 1,
+    "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
+    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
 MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows does not have it
 
 
 class ClientConnection:
     """A client's connection. The nickname is "" until the client joins."""
 
-    def __init__(self, client_socket, ip_address):
+    def __init__(self, client_socket, address):
         self.socket = client_socket
-        self.ip_address = ip_address
+        self.ip_address = address[0] if address else ""  # macOS: aborted
         self.thread = None
         self.nickname = ""
+        self.disconnected = threading.Event()  # ends limit_rate's wait
         self.nickname_deadline = time.monotonic() + NICKNAME_TIMEOUT
 
     def __repr__(self):
@@ -390,18 +411,17 @@ class ClientConnection:
 
     def set_socket_options(self):
         """Set the SOCKET_OPTIONS that this system has."""
-        # If the connection is already closed, recv will report that.
-        with contextlib.suppress(OSError):
-            for name, value in SOCKET_OPTIONS.items():
-                level = (socket.SOL_SOCKET if name.startswith("SO_")
-                         else socket.IPPROTO_TCP)
-                if option := getattr(socket, name, 0):
-                    self.socket.setsockopt(level, option, value)
+        for name, value in SOCKET_OPTIONS.items():
+            level = (socket.SOL_SOCKET if name.startswith("SO_")
+                     else socket.IPPROTO_TCP)
+            # This system does not have it, or the connection is closed.
+            with contextlib.suppress(AttributeError, OSError):
+                self.socket.setsockopt(level, getattr(socket, name), value)
 
     def send_nowait(self, data):
         """Send bytes. Raises BlockingIOError if it would have to wait."""
         while data:
-            # Without MSG_DONTWAIT, select reports whether send would block.
+            # Otherwise ask select. Its second list are the writable sockets.
             if not MSG_DONTWAIT and not select.select(
                     [], [self.socket], [], 0)[1]:
                 raise BlockingIOError
@@ -410,11 +430,9 @@ class ClientConnection:
 
 
 # --- The program ---
-
 def parse_args():
     """Return the command-line options, or exit if they are not valid."""
-    parser = argparse.ArgumentParser(
-        description="A chat server. Stop it with Ctrl+C.")
+    parser = argparse.ArgumentParser(description="A chat server.")
     parser.add_argument("--host", default=HOST, help="address to listen on "
                         "(0.0.0.0: all interfaces; default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="port to "
@@ -423,12 +441,21 @@ def parse_args():
                         help="lines per second from one computer (0: no "
                         "limits, for experiments; default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="log only errors")
-    parser.add_argument("--trace", action="store_true",
-                        help="log each step of a message, with its thread")
+    parser.add_argument("--trace", action="store_true", help="log each step")
     args = parser.parse_args()
     if not 0 <= args.port <= 65535 or args.rate < 0:
         parser.error("--port must be from 0 to 65535, --rate at least 0")
     return args
+
+
+class LogHandler(logging.StreamHandler):
+    """Prints the log. After an error (`| head -3` has ended), nothing."""
+
+    def handleError(self, record):
+        if sys.stdout:
+            sys.stdout = None  # otherwise Python's end reports it also
+            with contextlib.suppress(OSError):  # stderr is broken also
+                print("Cannot print the log any more.", file=sys.stderr)
 
 
 def start_logging(quiet, trace):
@@ -443,8 +470,7 @@ def start_logging(quiet, trace):
         format=f"%(asctime)s {prefix}%(message)s", datefmt="%H:%M:%S",
         level=level, handlers=[logging.handlers.QueueHandler(records)],
         force=True)
-    listener = logging.handlers.QueueListener(
-        records, logging.StreamHandler(sys.stdout))
+    listener = logging.handlers.QueueListener(records, LogHandler(sys.stdout))
     listener.start()
     return listener
 
@@ -458,14 +484,20 @@ def join_instructions(host, port):
     if host in ("0.0.0.0", "::"):
         try:
             with socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
-                # This sends nothing, but the system chooses our address.
-                udp_socket.connect(("203.0.113.1", 9))  # nobody's (RFC 5737)
+                # This sends nothing: it only makes the system choose the
+                # address to send from. (The other one is reserved: RFC 5737.)
+                udp_socket.connect(("203.0.113.1", 9))
                 host = udp_socket.getsockname()[0]
         except OSError:
             return (f"On the other computers: {command}\n"
-                    "There, enter this computer's address as the server. To "
-                    "find it: ipconfig, macOS: ifconfig, Linux: hostname -I")
+                    "There, enter this computer's address as the server (see "
+                    "ipconfig; macOS: ipconfig getifaddr en0; Linux: hostname "
+                    "-I).")
     return f"On the other computers: {command} --host {host}"
+
+
+PORT_TAKEN = "The port is in use or reserved. Choose another with --port."
+SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # Ctrl+C, kill, Ctrl+Break
 
 
 def main():
@@ -474,26 +506,24 @@ def main():
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
-    except (OSError, TypeError) as error:
-        problem = error if errno.EADDRINUSE not in error.args else (
-            "The port is already in use. Choose another one with --port.")
-        sys.exit(f"Cannot listen on {args.host} port {args.port}: {problem}")
+    except (OSError, TypeError, ValueError) as error:
+        is_taken = error.args[0] in (errno.EADDRINUSE, errno.EACCES)
+        sys.exit(f"Cannot listen on {args.host} port {args.port}: "
+                 f"{PORT_TAKEN if is_taken else error}")
     listener = start_logging(args.quiet, args.trace)
-
-    def handle_signal(number, frame):
-        server.accepting = False  # noticed within 0.2 seconds
-
-    for number in signal.Signals:
-        if number.name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            signal.signal(number, handle_signal)
-    print(f"Chat server listening on {server.host} port {server.port}.")
-    print(join_instructions(server.host, server.port), flush=True)
-    server.accept_connections()
-    server.stop()
-    listener.stop()
-    # IDLE and python -i keep running: restore their Ctrl+C handler.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    print("The chat server has stopped.")
+    # IDLE and python -i keep running: restore their handlers at the end.
+    handlers = {number: signal.signal(number, server.handle_signal)
+                for number in signal.Signals if number.name in SIGNALS}
+    try:
+        print(f"Chat server listening on {server.host} port {server.port}.")
+        print(join_instructions(server.host, server.port), flush=True)
+        server.accept_connections()
+    finally:
+        server.stop()
+        logger.info("The chat server has stopped.")
+        listener.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
