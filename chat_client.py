@@ -5,10 +5,11 @@ Run it:   python chat_client.py             (a dialog asks for the nickname)
           python chat_client.py --text      (no window, no Tkinter needed)
 
 One connection, two user interfaces. ChatClient handles the network: its
-thread waits for lines and puts them in a queue. With --text, the main thread
-waits for the keyboard, and a third thread (print_lines) takes the lines out
-of the queue. In a window, the main thread looks into the queue every 20 ms
-(process_incoming), because only the main thread may touch widgets.
+receiving thread waits for lines and puts them in a queue. With --text, the
+main thread waits for the keyboard, and a third thread (print_lines) takes the
+lines out of the queue. In a window, the main thread runs Tk's event loop. Only
+this thread may touch widgets, so it polls the queue: a timer calls
+process_incoming every 20 ms.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import os
 import queue
 import re
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -31,22 +31,29 @@ try:
 except ImportError:
     tkinter = None  # The terminal does not need it.
 
+try:
+    # input() then knows arrow keys and history, and keeps to one row.
+    import readline
+    readline.parse_and_bind("set horizontal-scroll-mode on")
+except ImportError:
+    pass  # Windows has its own.
+
 HOST = "127.0.0.1"
 PORT = 7500
 MAX_LINE_BYTES = 4096  # as in the server, without the line ending
+MAX_RECEIVED_BYTES = 8192  # of one line, with a nickname
 JOIN_TIMEOUT = 10  # seconds, to connect and to join
 CLOSE_TIMEOUT = 10  # seconds, for the server to read the last messages
 SECONDS_PER_LINE = 0.05  # with --text: the server's default rate
 MAX_LINES_PER_SEND = 40  # of pasted text: the server's default burst
 POLL_INTERVAL_MS = 20
 MAX_LINES_PER_POLL = 100  # so that the window responds between two polls
-MAX_MESSAGES = 5000  # in the window
-MAX_ROWS = 10_000  # of these messages: a long one fills several rows
+MAX_MESSAGES = 5000  # that the window keeps
+MAX_ROWS = 10_000  # that it shows: a long message fills several rows
 MARGIN = 24  # pixels of the window's width without text
 
 
 # --- The connection ---
-
 class ChatError(Exception):
     """An error. Its text is a message for the user."""
 
@@ -55,31 +62,36 @@ class NicknameError(ChatError):
     """The nickname was rejected. The text is the reason."""
 
 
-# No delay for small messages. TCP keepalive detects a dead connection: after
-# 30 idle seconds (macOS: TCP_KEEPALIVE), 3 probes, 10 seconds apart. 60,000 ms
-# to acknowledge data. No system has all of these options.
+# TCP keepalive detects a dead connection: after 20 idle seconds (macOS:
+# TCP_KEEPALIVE), 4 probes, 10 seconds apart.
 SOCKET_OPTIONS = {
-    "TCP_NODELAY": 1, "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 30,
-    "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": 60_000}
-# Removed from received text, because they could control the terminal. They
-# include line endings, tabs, and bidirectional formatting characters.
+    "TCP_NODELAY": 1, "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20,
+    "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4,
+    "TCP_USER_TIMEOUT": 60_000}  # ms
+# They could control the terminal, or look like the end of a line.
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def sanitize(text):
+    """Return a text (str) without control characters, as the server does."""
+    return CONTROL_CHARACTERS.sub("", text.replace("\t", " "))
 
 
 class ChatClient:
     """A connection to a chat server: start it, send messages, close it.
 
-    host, port and nickname are str. The thread fills the queue `incoming`, a
-    queue.Queue: ("line", str) for each line after joining, and at the end
+    host, port and nickname are str. The receiving thread fills the queue
+    `incoming`, a queue.Queue: ("line", str) for each line after joining, then
     ("error", ChatError) or, if the server closed the connection, ("closed",
-    ChatError). Later items are meaningless. The errors are queued, because
-    an exception that is raised in one thread cannot be caught in another.
+    ChatError). Ignore later items: the timer and the thread can both report
+    an error. Errors are queued, because an exception that is raised in one
+    thread cannot be caught in another.
     """
 
     def __init__(self, host, port, nickname):
-        self.host = host
+        # Without the invisible characters that a copied address can contain.
+        self.host = "".join(filter(str.isprintable, host)).strip()
         self.port = str(port)
         self.nickname = " ".join(nickname.split())
         self.incoming = queue.Queue()
@@ -97,7 +109,7 @@ class ChatClient:
         self.thread.start()
 
     def receive_messages(self):
-        """Put what is received in the queue. The client's thread runs this."""
+        """Put what is received in the queue. The receiving thread runs it."""
         try:
             self.connect()
             with self.socket, self.socket.makefile("rb") as self.file:
@@ -119,9 +131,10 @@ class ChatClient:
         """Connect to the server. Raises ChatError."""
         self.check_input()
         try:
-            # A name can have two addresses: each gets half of the time.
+            # A name can have several addresses, and each gets this time
+            # (Python issue 123793). Three can be silent, the fourth answers.
             self.socket = socket.create_connection(
-                (self.host, int(self.port)), JOIN_TIMEOUT / 2)
+                (self.host, self.port), JOIN_TIMEOUT / 4)
         except (socket.gaierror, UnicodeError) as error:
             raise ChatError(f"Cannot find a computer called {self.host}. "
                             "Check the name.") from error
@@ -131,24 +144,23 @@ class ChatClient:
                 "server running? If it is on another computer, start it "
                 "there with --host 0.0.0.0.") from error
         self.socket.settimeout(None)  # From now on, reads wait indefinitely.
-        # If the connection is already closed, read_line will report that.
-        with contextlib.suppress(OSError):
-            for name, value in SOCKET_OPTIONS.items():
-                level = (socket.SOL_SOCKET if name.startswith("SO_")
-                         else socket.IPPROTO_TCP)
-                if option := getattr(socket, name, 0):
-                    self.socket.setsockopt(level, option, value)
+        for name, value in SOCKET_OPTIONS.items():
+            level = (socket.SOL_SOCKET if name.startswith("SO_")
+                     else socket.IPPROTO_TCP)
+            # This system does not have it, or the connection is closed.
+            with contextlib.suppress(AttributeError, OSError):
+                self.socket.setsockopt(level, getattr(socket, name), value)
 
     def check_input(self):
         """Raise ChatError if the nickname, host or port cannot be right."""
         if not self.nickname:
             raise NicknameError("Type a nickname.")
-        # Empty, or with a slash, a bracket or only one colon.
-        if re.search(r"^$|[/\[]|^[^:]*:[^:]*$", self.host):
+        # An address of IPv6 has two colons or more.
+        if (not self.host or "/" in self.host or "[" in self.host
+                or self.host.count(":") == 1):
             raise ChatError("Type only the server's name or address. The port "
                             "has its own field (--port).")
-        if (not re.fullmatch("[0-9]{1,5}", self.port)
-                or not 1 <= int(self.port) <= 65535):
+        if self.port not in map(str, range(1, 65536)):
             raise ChatError("The port must be a number from 1 to 65535.")
 
     def register_nickname(self):
@@ -163,7 +175,7 @@ class ChatClient:
             self.send_message(self.nickname)
             line = self.read_line()
             if line.startswith("NICK"):
-                raise NicknameError(line[5:])  # the reason
+                raise NicknameError(line[5:])  # without "NICK "
         return line
 
     def read_line(self):
@@ -172,13 +184,16 @@ class ChatClient:
         TCP delivers bytes, not messages: each message ends with b"\\n".
         """
         try:
-            line = self.file.readline(8192)  # bytes, fewer than MAX_ROWS
+            line = rest = self.file.readline(MAX_RECEIVED_BYTES)
+            # Discard the rest of a longer line: it is not another line.
+            while rest and not rest.endswith(b"\n"):
+                rest = self.file.readline(MAX_RECEIVED_BYTES)
         except OSError as error:
             raise ChatError(
                 "The connection to the server was lost.") from error
         if not line:  # Not even b"\n": the server closed the connection.
             raise EOFError
-        return CONTROL_CHARACTERS.sub("", line.decode("utf-8", "replace"))
+        return sanitize(line.decode("utf-8", "replace"))
 
     def send_message(self, text, wait=True):
         """Send a message (str). Raises ChatError if that is not possible.
@@ -196,18 +211,18 @@ class ChatClient:
                 raise ChatError("Not sent: the connection is busy. Try again.")
             self.socket.sendall(data + b"\n")
         except (OSError, ValueError) as error:
-            raise ChatError("Not sent: there is no connection to the "
-                            "server.") from error
+            raise ChatError("Not sent: there is no connection.") from error
 
     def on_join_timeout(self):
         """Give up after JOIN_TIMEOUT seconds. The timer's thread runs this."""
+        problem = ("does not answer. Is it a chat server?" if self.socket else
+                   "was not reached. Use the computer's address, not a name.")
         self.incoming.put(("error", ChatError(
-            f"{self.host} port {self.port} does not answer. "
-            "Is it a chat server?")))
+            f"{self.host} port {self.port} {problem}")))
         self.shut_down(socket.SHUT_RDWR)
 
     def shut_down(self, how):
-        """End the connection (SHUT_RDWR) or only sending (SHUT_WR).
+        """End the connection (SHUT_RDWR) or only sending (a half-close).
 
         SHUT_RDWR also ends a read_line that waits in another thread.
         """
@@ -219,10 +234,9 @@ class ChatClient:
     def close(self, timeout):
         """Stop sending, and wait until the server has read everything.
 
-        Then the server closes its side, and that ends the thread: join waits
-        for this, `timeout` seconds at most. Closing the socket immediately
-        could lose the last messages: if received data is still unread, the
-        system resets the connection.
+        Then it closes its side, and the thread ends: join waits for this,
+        `timeout` seconds (None: any time). Closing the socket now could lose
+        the last messages: unread received data resets the connection.
         """
         self.shut_down(socket.SHUT_WR)
         if self.socket:
@@ -230,40 +244,36 @@ class ChatClient:
 
 
 # --- The terminal ---
-
 def chat_in_terminal(host, port, nickname):
-    """Send lines that are typed, print lines that are received.
-
-    Ends after Ctrl+D, Ctrl+C or /quit. Raises ChatError.
-    """
+    """Send typed lines, print received lines. Raises ChatError."""
     for stream in (sys.stdin, sys.stdout):
-        if not hasattr(stream, "reconfigure"):
-            raise ChatError("--text does not work in IDLE. Use a terminal.")
-        # A pipe on Windows would have another encoding.
-        stream.reconfigure(
-            encoding="utf-8", errors="replace", line_buffering=True)
+        try:
+            # A pipe on Windows would have another encoding.
+            stream.reconfigure(
+                encoding="utf-8", errors="replace", line_buffering=True)
+        except (AttributeError, OSError) as error:
+            raise ChatError("--text needs a terminal. IDLE, Thonny and "
+                            "notebooks have none.") from error
     client, first_line = join_in_terminal(host, port, nickname)
     printer = threading.Thread(
         target=print_lines, args=(client, first_line), daemon=True)
+    # print_lines sends this signal, which also ends a waiting input().
+    signal.signal(signal.SIGTERM, lambda *args: sys.exit(1))
     printer.start()
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         send_input(client)
-    client.close(CLOSE_TIMEOUT)
-    # The server reads long input from a pipe slowly: wait until it has all.
-    while not sys.stdin.isatty() and client.thread.is_alive():
-        client.close(0.1)
-    printer.join(2)  # seconds
+    finally:
+        # The server reads long input from a pipe slowly: wait for it.
+        client.close(CLOSE_TIMEOUT if sys.stdin.isatty() else None)
+        printer.join(2)  # seconds
 
 
 def join_in_terminal(host, port, nickname):
-    """Return a client that has joined and its first line.
-
-    Raises ChatError.
-    """
+    """Return a client that has joined and its first line. Raises ChatError."""
     while True:
         client = ChatClient(host, port, nickname or input("Nickname: "))
         client.start()
-        # On Windows, Ctrl+C cannot interrupt get (Python issue 74157).
+        # Before Python 3.14, Ctrl+C cannot interrupt get on Windows (74157).
         while client.incoming.empty():
             time.sleep(0.05)
         kind, answer = client.incoming.get()
@@ -278,15 +288,20 @@ def join_in_terminal(host, port, nickname):
 
 def send_input(client):
     """Send the lines from the keyboard or from a pipe until /quit."""
-    for line in sys.stdin:
-        line = line.rstrip()
-        if line.split(" ")[0] == "/quit":
-            break
-        try:
-            client.send_message(line)
-        except ChatError as error:
-            print_line(error)
-        time.sleep(SECONDS_PER_LINE)
+    with contextlib.suppress(EOFError):
+        while True:
+            for line in input().split("\n"):
+                line = line.rstrip()
+                if line.split(" ")[0] == "/quit":
+                    return
+                try:
+                    client.send_message(line)
+                    # The typed row shows only a part of a long line.
+                    if len(terminal_rows(line)) > 1:
+                        print_line(f"You: {line}")
+                except ChatError as error:
+                    print_line(error)
+                time.sleep(SECONDS_PER_LINE)
 
 
 def print_lines(client, line):
@@ -301,22 +316,35 @@ def print_lines(client, line):
         if kind == "closed" and client.closing:
             return
         print_line(line)
-    # sys.exit ends only this thread, not one that waits for the keyboard.
-    os._exit(1)
+    # Here, sys.exit would end only this thread. _exit ends the program, but
+    # it would leave a terminal as input() needs it: without echo.
+    if not terminal_rows(""):
+        os._exit(1)
+    print()  # The typed row stays; the shell gets a row of its own.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminal_rows(text):
+    """Return text as rows that fit in the terminal; [] without a terminal."""
+    if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
+        return []
+    # From U+1100 on, a character can be two columns wide.
+    return wrap(text, (os.get_terminal_size().columns or 80) - 2, lambda part:
+                sum(2 if char >= "\u1100" else 1 for char in part))
 
 
 def print_line(line):
-    """Print a line or an error; in a terminal, above the typed line."""
-    if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
+    """Print a line or an error; in a terminal, above the row being typed."""
+    rows = terminal_rows(str(line))
+    if not rows or os.environ.get("TERM") == "dumb":
         print(line)
         return
-    width = shutil.get_terminal_size().columns - 2
     indent = ""
-    # From U+1100 on, a character can be two columns wide.
-    for row in wrap(str(line), width, lambda char: 1 + (char >= "\u1100")):
-        # ANSI escape codes: scroll if this is the last row; save the cursor;
-        # insert a row, print it; restore the cursor, move it with its row.
-        print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\x1b8\x1b[B",
+    for row in rows:
+        # ANSI escape codes: scroll (D) if this is the last row, and go back up
+        # (A); save the cursor (7), insert a row (L), print; restore the cursor
+        # (8), move it down (B) with its row. Logs need the line feed.
+        print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\n\x1b8\x1b[B",
               end="", flush=True)
         # Without it, the next row could look like a message of its own.
         indent = "  "
@@ -342,12 +370,35 @@ class ChatWindow:
         self.nickname = nickname
         self.unread = 0  # messages
         self.build_widgets()
-        self.dialog = JoinDialog(self, nickname, host, port)
+        self.dialog = JoinDialog(
+            self.root, {"Nickname": nickname, "Server": host, "Port": port},
+            self.connect, self.cancel)
         if nickname:
-            self.dialog.connect()
-        # Wait briefly: if the client has joined by then, show does nothing.
-        self.root.after(150, self.dialog.show)
+            self.dialog.submit()
+        # Wait briefly: perhaps the client has joined by then.
+        self.dialog_timer = self.root.after(150, self.dialog.show)
         self.process_incoming()
+
+    def connect(self, nickname, host, port):
+        """Connect, unless it is connecting. The dialog calls this."""
+        if not self.client:
+            self.client = ChatClient(host, port, nickname)
+            self.client.start()
+            self.dialog.set_status("Connecting\u2026")
+
+    def cancel(self, event=None):
+        """Stop connecting. Exit if the window has never been shown."""
+        if self.client and not self.joined:
+            self.client.shut_down(socket.SHUT_RDWR)
+            self.client = None
+        self.dialog.window.withdraw()
+        if self.root.state() == "withdrawn":
+            self.on_closing()
+
+    def reconnect(self):
+        """Connect again. The dialog shows the answer."""
+        self.dialog.show()
+        self.dialog.submit()
 
     def process_incoming(self):
         """Show what has been received, and schedule the next call."""
@@ -372,29 +423,30 @@ class ChatWindow:
             if not self.joined:
                 self.start_chat()
             self.message_list.add(value)
-            self.unread += not value.startswith("* ")
+            if not value.startswith("* "):
+                self.unread += 1
 
     def start_chat(self):
         """Show the window: the client has joined."""
         self.joined = True
         self.nickname = self.client.nickname
-        self.dialog.window.withdraw()
+        self.root.after_cancel(self.dialog_timer)
         self.send_button.configure(text="Send", command=self.send_message)
         self.root.deiconify()
-        self.dialog.window.transient(self.root)  # from now on, always above
+        # First the focus: a hidden dialog cannot pass it on everywhere.
         self.entry_field.focus()
+        self.dialog.window.withdraw()
+        self.dialog.window.transient(self.root)  # from now on, always above
 
     def on_error(self, error):
         """Show the error (ChatError) that ended the connection."""
         self.client = None
-        self.dialog.set_status(error, ERROR_COLOR)
+        self.dialog.set_status(error)
         if self.joined:
             self.joined = False
             self.message_list.add(f"! {error}", ERROR_COLOR)
             self.send_button.configure(
-                text="Reconnect", command=self.dialog.reconnect)
-        elif isinstance(error, NicknameError):
-            self.dialog.select_nickname()
+                text="Reconnect", command=self.reconnect)
 
     def update_title(self):
         """Set the title. Nothing is unread if the user sees the last row."""
@@ -420,14 +472,13 @@ class ChatWindow:
                 if not self.joined:
                     raise ChatError("Not sent: click Reconnect first.")
                 self.client.send_message(line, wait=False)
-                # /who is a command, /usr/bin is a message.
+                # Not a command: these have one slash, at the start.
                 if command.rfind("/") != 0:
-                    self.message_list.add(f"You: {line}", OWN_COLOR)
+                    self.message_list.add(f"You: {sanitize(line)}", OWN_COLOR)
                 del lines[0]
             if lines:
-                self.message_list.add(
-                    f"* Sent {MAX_LINES_PER_SEND} lines, {len(lines)} to go. "
-                    "Press Enter to send the next ones.")
+                self.message_list.add(f"* Sent {MAX_LINES_PER_SEND} lines. "
+                                      f"Enter sends {len(lines)} more.")
         except ChatError as error:
             self.message_list.add(f"! {error}", ERROR_COLOR)
         self.entry_field.delete(0, "end")
@@ -437,22 +488,21 @@ class ChatWindow:
 
     def redirect_key(self, event):
         """Type a key in the entry that was pressed on the messages."""
-        # Bits of state: 4 is Control, 0x20000 is Alt on Windows, 8 is Alt on
-        # Linux and Cmd on macOS. AltGr on Windows is Control and Alt.
-        alt_gr = 4 | (0x20000 if os.name == "nt" else 8)
-        if (event.char and event.char.isprintable()
-                and event.state & alt_gr in (0, alt_gr)):
+        # Tk's bit for each of them is set in `state` while it is pressed.
+        control = event.state & 4 > 0
+        alt = event.state & (0x20000 if os.name == "nt" else 8) > 0
+        # Both are AltGr on Windows, which types characters such as @.
+        if event.char and event.char.isprintable() and control == alt:
             self.entry_field.focus()
             self.entry_field.insert("insert", event.char)
             return "break"  # Otherwise the Listbox processes it also.
 
     def on_closing(self):
-        """Close the window, then the connection, which can take longer."""
-        # A pending timer would fail without a window.
+        """Close the window, which ends the event loop."""
+        # Cancel all timers: a pending one would fail without a window.
         self.root.eval("foreach timer [after info] {after cancel $timer}")
         self.root.destroy()
-        if self.client:
-            self.client.close(CLOSE_TIMEOUT)
+        self.root.quit()  # Another Tk window could keep mainloop running.
 
     def build_widgets(self):
         """Create the entry, the button and the Listbox with a scrollbar."""
@@ -488,69 +538,57 @@ class ChatWindow:
         entry.bind("<Prior>", f"{listbox} yview scroll -1 pages")  # Page Up
         entry.bind("<Next>", f"{listbox} yview scroll 1 pages")  # Page Down
         modifier = "Command" if sys.platform == "darwin" else "Control"
-        for key, step in {"plus": 1, "equal": 1, "KP_Add": 1, "minus": -1,
-                          "KP_Subtract": -1}.items():
-            self.root.bind(
-                f"<{modifier}-{key}>",
-                lambda event, step=step: self.message_list.zoom(step))
+        for key, step in {"plus": 1, "equal": 1, "minus": -1}.items():
+            self.root.bind(f"<{modifier}-{key}>",
+                           functools.partial(self.message_list.zoom, step))
+        # Alphabets without A, C, V and X: the keys at their places.
+        for name, codes in {"SelectAll": "38 65", "Copy": "54 67",
+                            "Paste": "55 86", "Cut": "53 88"}.items():
+            # In Tcl: if the key code (%k) is one of these (Linux, Windows),
+            # and the character (%N) is neither Latin nor a special key.
+            self.root.bind_all("<Control-Key>", f"""+
+                if {{%k in {{{codes}}} && %N / 256 ni {{0 255}}}} {{
+                    event generate %W <<{name}>>
+                }}""")
 
 
 class JoinDialog:
-    """Asks for nickname, server and port until the client has joined."""
+    """Asks for the values of fields (dict: name -> first value).
 
-    def __init__(self, chat_window, nickname, host, port):
-        self.chat_window = chat_window
+    At Join it calls on_join with these values, at Escape on_cancel.
+    """
+
+    def __init__(self, root, values, on_join, on_cancel):
+        self.on_join = on_join
         self.fields = []
-        self.build_widgets(
-            {"Nickname": nickname, "Server": host, "Port": port})
+        self.build_widgets(root, values, on_cancel)
 
-    def connect(self, event=None):
-        """Connect with the values in the fields, unless it is connecting."""
-        if not self.chat_window.client:
-            nickname, host, port = [field.get().strip()
-                                    for field in self.fields]
-            self.chat_window.client = ChatClient(host, port, nickname)
-            self.chat_window.client.start()
-            self.set_status("Connecting\u2026")
+    def submit(self, event=None):
+        """Pass on what is in the fields."""
+        self.on_join(*[field.get().strip() for field in self.fields])
 
-    def reconnect(self):
-        """Connect again. The dialog shows the answer."""
-        self.show()
-        self.connect()
-
-    def set_status(self, text, color=""):
-        """Show text (str or ChatError) below the button."""
-        self.status_label.configure(text=text, foreground=color)
+    def set_status(self, status):
+        """Show a text (str) or, in red, an error below the button."""
+        color = ERROR_COLOR if isinstance(status, ChatError) else ""
+        self.status_label.configure(text=status, foreground=color)
+        if isinstance(status, NicknameError):
+            self.fields[0].focus()
+            self.fields[0].selection_range(0, "end")  # Typing replaces it.
 
     def show(self):
         """Show the dialog in the center of the window or of the screen."""
-        if not self.chat_window.joined:
-            self.window.tk.eval(f"tk::PlaceWindow {self.window} widget .")
-            self.fields[0].focus()
-
-    def select_nickname(self):
-        """Select the nickname, so that typing replaces it."""
+        self.window.tk.eval(f"tk::PlaceWindow {self.window} widget .")
         self.fields[0].focus()
-        self.fields[0].selection_range(0, "end")
 
-    def cancel(self, event=None):
-        """Hide the dialog. Exit if the window has never been shown."""
-        if self.chat_window.client:
-            self.chat_window.client.shut_down(socket.SHUT_RDWR)
-            self.chat_window.client = None
-        self.window.withdraw()
-        if self.chat_window.root.state() == "withdrawn":
-            self.chat_window.on_closing()
-
-    def build_widgets(self, values):
+    def build_widgets(self, root, values, on_cancel):
         """Create a field for each value, a status text and a button."""
-        window = tkinter.Toplevel(self.chat_window.root, class_="Chat")
+        window = tkinter.Toplevel(root, class_="Chat")
         window.withdraw()
         window.title("Join the chat")
         window.resizable(False, False)
-        window.bind("<<Return>>", self.connect)
-        window.bind("<Escape>", self.cancel)
-        window.protocol("WM_DELETE_WINDOW", self.cancel)
+        window.bind("<<Return>>", self.submit)
+        window.bind("<Escape>", on_cancel)
+        window.protocol("WM_DELETE_WINDOW", on_cancel)
         self.window = window
         form = ttk.Frame(window, padding=16)
         form.pack()
@@ -560,11 +598,14 @@ class JoinDialog:
             field.insert(0, value)
             field.pack(fill="x", pady=4)
             self.fields.append(field)
-        join_button = ttk.Button(form, text="Join", command=self.connect)
-        join_button.pack(anchor="e")
+        ttk.Button(form, text="Join", command=self.submit).pack(anchor="e")
         # Below the button, so that a long text does not move the button.
-        self.status_label = ttk.Label(form, wraplength="9c")
-        self.status_label.pack(anchor="w")
+        label = ttk.Label(form)
+        label.pack(anchor="w")
+        self.status_label = label
+        # Its text is as wide as the fields, which depend on the text size.
+        field.bind("<Configure>",
+                   lambda event: label.configure(wraplength=event.width))
 
 
 class Message:
@@ -587,7 +628,7 @@ class MessageList:
         self.width = listbox.winfo_reqwidth()  # pixels
         self.font = font.nametofont("TkTextFont")
         # measure is slow, so its results are cached.
-        self.text_width = functools.lru_cache(None)(self.font.measure)
+        self.text_width = functools.lru_cache(10_000)(self.font.measure)
         listbox.bind("<Configure>", self.on_resize)
         listbox.bind("<<Copy>>", self.copy)
 
@@ -597,36 +638,41 @@ class MessageList:
             color = NOTICE_COLOR
         message = Message(line, color)
         self.messages.append(message)
-        self.insert_rows(message)
+        rows = self.wrap_message(message)
+        self.append_rows(rows, [message] * len(rows))
         if self.at_bottom:
             self.listbox.see("end")
 
+    def wrap_message(self, message):
+        """Return the rows (list of str) of a message with its time."""
+        indent = self.text_width(message.time)
+        first, *others = wrap(
+            message.text, self.width - MARGIN - indent, self.text_width)
+        # Before the other rows: spaces that are as wide as the time.
+        spaces = " " * round(indent / self.text_width(" "))
+        return [message.time + first, *[spaces + row for row in others]]
+
+    def append_rows(self, rows, messages):
+        """Append rows (list of str) and the message that each belongs to."""
+        self.listbox.insert("end", *rows)
+        for index, message in enumerate(messages, len(self.rows)):
+            if message.color:
+                self.listbox.itemconfigure(index, foreground=message.color)
+        self.rows += messages
+
     def trim_history(self):
-        """Keep at most MAX_MESSAGES messages and MAX_ROWS rows."""
+        """Keep at most MAX_MESSAGES, and show at most MAX_ROWS."""
+        discarded = self.messages[:-MAX_MESSAGES]
         # All in one call of delete, which takes long.
-        count = 0
-        while (len(self.messages) > MAX_MESSAGES
-               or len(self.rows) - count > MAX_ROWS):
-            oldest = self.messages.pop(0)
-            while self.rows[count] is oldest:
-                count += 1
+        count = len(self.rows[MAX_ROWS:])
+        while self.rows and self.rows[count] in discarded:
+            count += 1
+        del self.messages[:len(discarded)]
         del self.rows[:count]
         self.listbox.delete(0, count - 1)  # (0, -1) deletes nothing
 
-    def insert_rows(self, message):
-        """Wrap a message and append its rows to the Listbox."""
-        start = message.time
-        indent = self.text_width(start)
-        for row in wrap(message.text, self.width - MARGIN - indent,
-                        self.text_width):
-            self.rows.append(message)
-            self.listbox.insert("end", start + row)
-            self.listbox.itemconfigure("end", foreground=message.color)
-            # Before the next rows: spaces that are as wide as the time.
-            start = " " * round(indent / self.text_width(" "))
-
     def on_resize(self, event):
-        """Wrap again when the width has not changed for a moment."""
+        """Wrap again when the width has been the same for 0.1 s: debounce."""
         if self.at_bottom:
             self.listbox.see("end")
         if event.width != self.width:
@@ -634,20 +680,31 @@ class MessageList:
             self.listbox.after(100, self.rewrap, event.width)
 
     def rewrap(self, width):
-        """Wrap all messages again, unless the width has changed since.
+        """Wrap the messages again, unless the width has changed since.
 
         The last row or, elsewhere, the message at the top stays visible.
         """
-        if self.rows and width == self.width:
-            top = self.rows[self.listbox.nearest(0)]
-            self.rows.clear()
-            self.listbox.delete(0, "end")
-            for message in self.messages:
-                self.insert_rows(message)
-            self.listbox.yview(
-                "end" if self.at_bottom else self.rows.index(top))
+        if not self.rows or width != self.width:
+            return
+        top = self.rows[self.listbox.nearest(0)]
+        selected = {self.rows[row] for row in self.listbox.curselection()}
+        self.rows.clear()
+        self.listbox.delete(0, "end")
+        # The newest first: if all are too many rows, the oldest are not shown.
+        rows = []
+        messages = []
+        for message in reversed(self.messages):
+            if len(rows) < MAX_ROWS:
+                rows += reversed(self.wrap_message(message))
+                messages += [message] * (len(rows) - len(messages))
+        self.append_rows(rows[::-1], messages[::-1])
+        for index, message in enumerate(self.rows):
+            if message in selected:
+                self.listbox.selection_set(index)
+        self.listbox.yview("end" if self.at_bottom or top not in self.rows
+                           else self.rows.index(top))
 
-    def zoom(self, step):
+    def zoom(self, step, event):
         """Make the text larger or smaller by `step` points."""
         # The window keeps its size.
         self.listbox.master.pack_propagate(False)
@@ -681,9 +738,11 @@ def wrap(text, width, text_width):
     rows = [""]
     remaining_width = width
     for word in re.findall(WORD, text):
-        too_wide = sum(map(text_width, word)) > width
-        for part in word if too_wide else [word]:
-            part_width = sum(map(text_width, part))
+        parts = [word]
+        if text_width(word) > width:
+            parts = word  # its characters
+        for part in parts:
+            part_width = text_width(part)
             if part_width > remaining_width:
                 rows.append("")
                 remaining_width = width
@@ -700,8 +759,10 @@ def configure_tk(root):
     root.bind_class("TButton", "<<Return>>", "%W invoke")
     if root.call("tk", "windowingsystem") == "x11":
         ttk.Style().theme_use("clam")  # The default theme looks old.
-        root.event_delete("<<LineStart>>", "<Control-a>")
-        root.event_add("<<SelectAll>>", "<Control-a>")
+        # The second one is for Caps Lock.
+        keys = ("<Control-a>", "<Control-Lock-A>")
+        root.event_delete("<<LineStart>>", *keys)
+        root.event_add("<<SelectAll>>", *keys)
     ttk.Style().configure(".", font="TkTextFont")
     # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
@@ -709,12 +770,13 @@ def configure_tk(root):
     for name in ("Cut", "Copy", "Paste"):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
-    # The mouse is at %x, %y in the widget %W and at %X, %Y on the screen.
-    select_row = ("if {![%W selection includes @%x,%y]} {%W selection clear "
-                  "0 end; %W selection set @%x,%y};")
-    for widget_class, action in {"TEntry": "", "Listbox": select_row}.items():
-        root.bind_class(widget_class, "<<ContextMenu>>",
-                        f"focus %W; {action} tk_popup {menu} %X %Y")
+    # In Tcl: select the row at the mouse (%x, %y) if the widget (%W) has rows.
+    for widget_class in ("TEntry", "Listbox"):
+        root.bind_class(widget_class, "<<ContextMenu>>", f"""
+            focus %W
+            catch {{if {{![%W selection includes @%x,%y]}} {{
+                %W selection clear 0 end; %W selection set @%x,%y}}}}
+            tk_popup {menu} %X %Y""")
 
 
 # A scalable font without outlines is a color font, made of bitmaps.
@@ -725,10 +787,7 @@ NO_COLOR_FONTS = b"""<fontconfig><selectfont><rejectfont><pattern>
 
 
 def hide_color_fonts():
-    """Hide color fonts on older Linux systems, where emoji crash Tk.
-
-    The cause is a bug in libXft before version 2.3.6.
-    """
+    """Hide color fonts: in libXft before 2.3.6 (older Linux), they crash."""
     # Tk does not use libXft on Windows, on macOS and in some other cases.
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes
@@ -744,7 +803,6 @@ def hide_color_fonts():
 
 
 # --- The program ---
-
 def open_window(host, port, nickname):
     """Run the window. Raises ChatError if there is no Tkinter or display."""
     if tkinter is None:
@@ -758,23 +816,26 @@ def open_window(host, port, nickname):
     try:
         window = ChatWindow(host, port, nickname)
     except tkinter.TclError as error:
-        raise ChatError(f"Cannot open a window: {error}. "
-                        "To chat in the terminal, add --text.") from error
-    # Ctrl+C in the terminal, and Cmd+Q on macOS.
+        raise ChatError(
+            f"Cannot open a window: {error}. Use --text.") from error
+    # Ctrl+C in the terminal, and Cmd+Q on macOS. A signal handler must not
+    # touch widgets: a timer closes the window in the event loop.
     signal.signal(signal.SIGINT, lambda *args: window.root.after(
         0, window.on_closing))
     window.root.createcommand("tk::mac::Quit", window.on_closing)
     window.root.mainloop()
-    # IDLE and python -i keep running: restore their Ctrl+C handler.
+    # From now on, Ctrl+C ends the program. (IDLE and python -i keep running.)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if window.client:
+        window.client.close(CLOSE_TIMEOUT)
 
 
 def main():
     """Chat in a window or in the terminal."""
     parser = argparse.ArgumentParser(
         description="A chat client: a window or, with --text, a terminal.")
-    parser.add_argument("--host", default=HOST, help="name or address of the "
-                        "server's computer (default: %(default)s)")
+    parser.add_argument("--host", default=HOST,
+                        help="server's name or address (default: %(default)s)")
     parser.add_argument("--port", default=PORT,
                         help="port of the server (default: %(default)s)")
     parser.add_argument("--nickname", default="",
@@ -788,11 +849,9 @@ def main():
     except ChatError as error:
         sys.exit(error)
     except (EOFError, KeyboardInterrupt):
-        # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C.
-        pass
+        print()  # Ctrl+D (on Windows Ctrl+Z and Enter) or Ctrl+C
     except OSError:
-        # The input or the output is broken.
-        os._exit(1)
+        os._exit(1)  # The input or the output is broken.
 
 
 if __name__ == "__main__":
