@@ -65,9 +65,8 @@ class NicknameError(ChatError):
 # TCP keepalive detects a dead connection: after 20 idle seconds (macOS:
 # TCP_KEEPALIVE), 4 probes, 10 seconds apart.
 SOCKET_OPTIONS = {
-    "TCP_NODELAY": 1, "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20,
-    "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4,
-    "TCP_USER_TIMEOUT": 60_000}  # ms
+    "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
+    "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
 # They could control the terminal, or look like the end of a line.
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -158,8 +157,7 @@ class ChatClient:
         # An address of IPv6 has two colons or more.
         if (not self.host or "/" in self.host or "[" in self.host
                 or self.host.count(":") == 1):
-            raise ChatError("Type only the server's name or address. The port "
-                            "has its own field (--port).")
+            raise ChatError("Type only the server's name or address, no port.")
         if self.port not in map(str, range(1, 65536)):
             raise ChatError("The port must be a number from 1 to 65535.")
 
@@ -498,7 +496,9 @@ class ChatWindow:
             return "break"  # Otherwise the Listbox processes it also.
 
     def on_closing(self):
-        """Close the window, which ends the event loop."""
+        """Send no more, close the window, and end the event loop."""
+        if self.client:
+            self.client.shut_down(socket.SHUT_WR)
         # Cancel all timers: a pending one would fail without a window.
         self.root.eval("foreach timer [after info] {after cancel $timer}")
         self.root.destroy()
@@ -506,7 +506,6 @@ class ChatWindow:
 
     def build_widgets(self):
         """Create the entry, the button and the Listbox with a scrollbar."""
-        self.root.minsize(360, 240)
         self.root.protocol("WM_DELETE_WINDOW", self.on_closing)
         configure_tk(self.root)
         bottom = ttk.Frame(self.root, padding=8)
@@ -767,7 +766,8 @@ def configure_tk(root):
     # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
     menu = tkinter.Menu(root, tearoff=False)
-    for name in ("Cut", "Copy", "Paste"):
+    # The first one does no harm: a click that slips on X11 chooses it.
+    for name in ("Copy", "Paste", "Cut"):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
     # In Tcl: select the row at the mouse (%x, %y) if the widget (%W) has rows.
