@@ -135,8 +135,8 @@ class ChatClient:
             self.socket = socket.create_connection(
                 (self.host, self.port), JOIN_TIMEOUT / 4)
         except (socket.gaierror, UnicodeError) as error:
-            raise ChatError(f"Cannot find a computer called {self.host}. "
-                            "Check the name.") from error
+            raise ChatError(
+                f"Cannot find a computer called {self.host}.") from error
         except OSError as error:
             raise ChatError(
                 f"Cannot connect to {self.host} port {self.port}. Is the "
@@ -155,8 +155,7 @@ class ChatClient:
         if not self.nickname:
             raise NicknameError("Type a nickname.")
         # An address of IPv6 has two colons or more.
-        if (not self.host or "/" in self.host or "[" in self.host
-                or self.host.count(":") == 1):
+        if not self.host or "/" in self.host or self.host.count(":") == 1:
             raise ChatError("Type only the server's name or address, no port.")
         if self.port not in map(str, range(1, 65536)):
             raise ChatError("The port must be a number from 1 to 65535.")
@@ -288,8 +287,8 @@ def send_input(client):
     """Send the lines from the keyboard or from a pipe until /quit."""
     with contextlib.suppress(EOFError):
         while True:
-            for line in input().split("\n"):
-                line = line.rstrip()
+            lines = input().split("\n")
+            for line in map(str.rstrip, lines):
                 if line.split(" ")[0] == "/quit":
                     return
                 try:
@@ -299,7 +298,9 @@ def send_input(client):
                         print_line(f"You: {line}")
                 except ChatError as error:
                     print_line(error)
-                time.sleep(SECONDS_PER_LINE)
+                # A paste or a pipe can bring more than the server accepts.
+                if lines[1:] or not terminal_rows(""):
+                    time.sleep(SECONDS_PER_LINE)
 
 
 def print_lines(client, line):
@@ -333,7 +334,7 @@ def terminal_rows(text):
 
 def print_line(line):
     """Print a line or an error; in a terminal, above the row being typed."""
-    rows = terminal_rows(str(line))
+    rows = terminal_rows(f"{line}")
     if not rows or os.environ.get("TERM") == "dumb":
         print(line)
         return
@@ -439,7 +440,7 @@ class ChatWindow:
     def on_error(self, error):
         """Show the error (ChatError) that ended the connection."""
         self.client = None
-        self.dialog.set_status(error)
+        self.dialog.set_status(error, ERROR_COLOR)
         if self.joined:
             self.joined = False
             self.message_list.add(f"! {error}", ERROR_COLOR)
@@ -566,11 +567,10 @@ class JoinDialog:
         """Pass on what is in the fields."""
         self.on_join(*[field.get().strip() for field in self.fields])
 
-    def set_status(self, status):
-        """Show a text (str) or, in red, an error below the button."""
-        color = ERROR_COLOR if isinstance(status, ChatError) else ""
-        self.status_label.configure(text=status, foreground=color)
-        if isinstance(status, NicknameError):
+    def set_status(self, text, color=""):
+        """Show text (str or ChatError) below the button."""
+        self.status_label.configure(text=text, foreground=color)
+        if isinstance(text, NicknameError):
             self.fields[0].focus()
             self.fields[0].selection_range(0, "end")  # Typing replaces it.
 
@@ -758,15 +758,14 @@ def configure_tk(root):
     root.bind_class("TButton", "<<Return>>", "%W invoke")
     if root.call("tk", "windowingsystem") == "x11":
         ttk.Style().theme_use("clam")  # The default theme looks old.
-        # The second one is for Caps Lock.
-        keys = ("<Control-a>", "<Control-Lock-A>")
+        keys = ("<Control-a>", "<Control-Lock-A>")  # with Caps Lock
         root.event_delete("<<LineStart>>", *keys)
         root.event_add("<<SelectAll>>", *keys)
     ttk.Style().configure(".", font="TkTextFont")
     # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
     menu = tkinter.Menu(root, tearoff=False)
-    # The first one does no harm: a click that slips on X11 chooses it.
+    # A click that slips chooses the first (X11), so it should do no harm.
     for name in ("Copy", "Paste", "Cut"):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
