@@ -1451,8 +1451,10 @@ class ConnectionTest(ClientTestCase):
                 (HOST, "9" * 5000, "^The port must be a number"),
                 ("127.0.0.1:7500", 1, "^Type only the .* address"),
                 ("http://127.0.0.1", 1, "^Type only the .* address"),
-                ("[::1]", 1, "^Type only the .* address"),
+                ("[::1]", 1, r"^Cannot find .* \[::1\]"),
                 ("::1", 1, "^Cannot connect to ::1 port"),
+                # Copied from somewhere, with invisible characters.
+                (f"\u202a {HOST}\u200e ", 1, f"^Cannot connect to {HOST} port"),
                 ("no.invalid", 1, "^Cannot find .* no.invalid"),
                 # This name is not even sent to a name server.
                 ("a..b", 1, r"^Cannot find .* a\.\.b"),
@@ -1475,36 +1477,56 @@ class ConnectionTest(ClientTestCase):
             self.assert_fails(
                 server, f"^{HOST} port {server.port} does not answer")
 
-    def test_client_does_not_join_when_it_connects_after_the_timeout(self):
+    def test_client_does_not_join_when_the_address_is_found_too_late(self):
         self.patch(chat_client, "JOIN_TIMEOUT", 0.1)
         server = self.start_server()
         grace = self.connect_to(server, "Grace")
         timed_out = threading.Event()
-        create_connection = socket.create_connection
+        getaddrinfo = socket.getaddrinfo
 
-        def connect_late(*arguments):
+        # Like a name server that does not answer.
+        def find_late(*arguments):
             timed_out.wait(DEADLINE)
-            return create_connection(*arguments)
-        self.patch(socket, "create_connection", connect_late)
+            return getaddrinfo(*arguments)
+        self.patch(socket, "getaddrinfo", find_late)
         client = self.connect(server)
-        self.assertRegex(str(self.receive(client)), "does not answer")
+        self.assertRegex(str(self.receive(client)), "address, not a name")
         timed_out.set()
         client.thread.join(DEADLINE)
         grace.send("/who")
         grace.expect("* Online (1): Grace")
 
+    @linux_only
+    def test_name_with_three_silent_addresses_connects_to_the_fourth(self):
+        self.patch(chat_client, "JOIN_TIMEOUT", 1)
+        server = self.start_server()
+        silent = socket.create_server((HOST, 0), backlog=0)
+        self.addCleanup(silent.close)
+        # Its queue is full: further connections get no answer.
+        with RawClient(silent.getsockname()[1]).socket:
+            found = [silent.getsockname()] * 3 + [(HOST, server.port)]
+            self.patch(socket, "getaddrinfo", lambda *arguments: [
+                (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+                for address in found])
+            self.expect(self.connect(server), "* Welcome, Ada!")
+
     def test_end_of_connection_is_reported_once(self):
         client = self.connect(self.start_stub_server(
-            lambda connection: connection.sendall(
-                b"Hi\n" + b"x" * 8192 + b"last words")))
-        # An endless line is received in parts.
-        self.expect(client, "Hi", "x" * 8192, "last words")
+            lambda connection: connection.sendall(b"Hi\nlast words")))
+        self.expect(client, "Hi", "last words")
         kind, error = self.receive(client)
         check_received((kind, str(error)),
                        ("closed", "The server closed the connection."))
         check_received(self.receive(client, 0.05), None)
         with self.assertRaisesRegex(chat_client.ChatError, "^Not sent: "):
             client.send_message("hello")
+
+    def test_long_line_is_one_line_and_its_end_is_discarded(self):
+        lines = [b"x" * length + b" Grace: forged" for length in (
+            8170, 8178, 8179, 8192, 30_000)]
+        client = self.connect(self.start_stub_server(send_chunks(
+            b"\n".join([*lines, b"Hi\n"]))))
+        self.expect(client, *[line[:8192].decode() for line in lines], "Hi")
 
     def test_close_waits_until_server_has_read_everything(self):
         received = []
@@ -1560,7 +1582,8 @@ class ClientProcess(ManagedProcess):
 def render(output):
     """Return the rows of a terminal with 8 rows after this output (str).
 
-    Only the escape sequences that the client uses are known here.
+    Only the escape sequences that the client uses are known here, and what
+    readline prints on a terminal that it does not know.
     """
     rows = [""] * 8
     x = y = 0
@@ -1572,6 +1595,8 @@ def render(output):
             rows = [*rows[1:], ""]
         if code == "\r":
             x = 0
+        elif code == "\b":
+            x -= 1
         elif code == "\x1b7":
             saved = x, y
         elif code == "\x1b8":
@@ -1605,7 +1630,7 @@ sys.exit()"""
 
     def chat(self, rate=0, setup=""):
         """Return a RawClient (Grace) and a process (Ada) in one room."""
-        server = self.start_server(rate)
+        server = self.server = self.start_server(rate)
         grace = self.connect_to(server, "Grace")
         ada = self.start_text_client(server, setup=setup)
         self.clients_by_name = {"Grace": grace, "Ada": ada}
@@ -1643,45 +1668,116 @@ sys.exit()"""
         grace.send("/who")
         grace.expect("* Online (1): Grace")
 
+    def open_terminal(self, server, term="unknown", nickname="Ada"):
+        """Start the client in a terminal of 20 columns. Return its process.
+
+        Afterwards, self.terminal is what a person types into, and is_raw()
+        tells whether the line is being edited.
+        """
+        import fcntl
+        import pty
+        import termios  # not on Windows
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 8, 20, 0, 0))
+        os.set_blocking(ours, False)
+        self.output = b""
+        self.terminal = open(ours, "r+b", 0)
+        self.addCleanup(self.terminal.close)
+        stdin = open(theirs)
+        self.addCleanup(stdin.close)
+        self.is_raw = lambda: not (
+            termios.tcgetattr(stdin)[3] & termios.ICANON)
+        self.shell_prompt = lambda: os.write(theirs, b"$ ")
+        # stdin is a terminal: it becomes stdout and stderr also.
+        return self.start_text_client(
+            server, nickname, stdin=stdin, setup="os.dup2(0, 1); os.dup2(0, 2)"
+            f"; os.environ.update(COLUMNS='200', TERM='{term}')")
+
+    def type(self, keys):
+        """Type keys (bytes) while the line is being edited."""
+        wait_until(self.is_raw)
+        self.terminal.write(keys)
+
     def wait_for_rows(self, *rows):
         """Wait until these are the last rows of the terminal."""
         def last_rows():
-            self.output += self.terminal.read(65536) or b""
+            with contextlib.suppress(OSError):  # The program has ended.
+                self.output += self.terminal.read(65536) or b""
             shown = render(self.output.decode("utf-8", "replace"))
-            return list(filter(None, shown))[-len(rows):]
+            return list(filter(None, map(str.rstrip, shown)))[-len(rows):]
         wait_until(lambda: last_rows() == list(rows),
                    lambda: f"Shown: {last_rows()}\nExpected: {rows}")
 
     @posix_only
     def test_typed_row_stays_whole_in_a_terminal(self):
-        import pty  # not on Windows
         server = self.start_server()
         grace = self.connect_to(server, "Grace")
-        ours, theirs = pty.openpty()
-        os.set_blocking(ours, False)
-        self.output = b""
-        with open(ours, "r+b", 0) as self.terminal, open(theirs) as stdin:
-            # stdin is a terminal: it becomes stdout and stderr also.
-            ada = self.start_text_client(
-                server, "Grace", stdin=stdin, setup="os.dup2(0, 1); "
-                "os.dup2(0, 2); os.environ['COLUMNS'] = '20'")
-            self.wait_for_rows("The nickname Grace is already in use. Choose "
-                               "another nickname.", "Nickname: ")
-            self.terminal.write(b"Ada\n")
-            grace.expect("* Ada joined")
-            self.terminal.write(b"I am typ")
-            self.wait_for_rows("  Grace, Ada", "I am typ")
-            grace.send("hello", "x" + " " * 10 + "Eve: hi", "⭐" * 12)
-            self.wait_for_rows(
-                "Grace: hello", "Grace: x" + " " * 10, "  Eve: hi",
-                "Grace: ⭐⭐⭐⭐⭐", "  ⭐⭐⭐⭐⭐⭐⭐", "I am typ")
-            grace.send("漢" * 20)
-            self.terminal.write(b"ing")
-            self.wait_for_rows("Grace: 漢漢漢漢漢", "  漢漢漢漢漢漢漢漢漢",
-                               "  漢漢漢漢漢漢", "I am typing")
-            self.terminal.write(b"\n/quit\n")
-            grace.expect("Ada: I am typing", "* Ada left")
-            check_received(ada.wait(), 0)
+        ada = self.open_terminal(server, nickname="Grace")
+        self.wait_for_rows("The nickname Grace is already in use. Choose "
+                           "another nickname.", "Nickname:")
+        self.type(b"Ada\n")
+        grace.expect("* Ada joined")
+        self.type(b"I am typ")
+        self.wait_for_rows("  Grace, Ada", "I am typ")
+        grace.send("hello", "x" + " " * 10 + "Eve: hi", "⭐" * 12)
+        self.wait_for_rows(
+            "Grace: hello", "Grace: x", "  Eve: hi",
+            "Grace: ⭐⭐⭐⭐⭐", "  ⭐⭐⭐⭐⭐⭐⭐", "I am typ")
+        grace.send("漢" * 20)
+        self.type(b"ing")
+        self.wait_for_rows("Grace: 漢漢漢漢漢", "  漢漢漢漢漢漢漢漢漢",
+                           "  漢漢漢漢漢漢", "I am typing")
+        self.type(b"\n/quit\n")
+        grace.expect("Ada: I am typing", "* Ada left")
+        check_received(ada.wait(), 0)
+
+    @posix_only
+    def test_line_in_a_terminal_can_be_edited_pasted_and_read_whole(self):
+        grace, _ = self.chat()
+        self.open_terminal(self.server, nickname="Alan")
+        grace.expect("* Alan joined")
+        left = b"\x1b[D"
+        for keys, *lines in (
+                (b"helo" + left + b"l", "hello"),
+                (b"\x1b[A!", "hello!"),
+                # Several pasted lines: the terminal marks them.
+                (b"\x1b[200~one\ntwo\x1b[201~", "one", "two"),
+                (b"x" * 4096, "x" * 4096)):
+            self.type(keys + b"\n")
+            grace.expect(*[f"Alan: {line}" for line in lines])
+        # The typed row shows only a part of it.
+        self.type(b"I can read all of this\n")
+        self.wait_for_rows("You: I can read", "  all of this")
+        self.type(b"x" * 5000 + b"\n")
+        self.wait_for_rows("  bytes, and this", "  one has 5000.")
+
+    @posix_only
+    def test_lines_are_simply_printed_in_a_dumb_terminal(self):
+        grace, _ = self.chat()
+        self.open_terminal(self.server, "dumb", "Alan")
+        grace.expect("* Alan joined")
+        grace.send("one", "two")
+        self.wait_for_rows("Grace: one", "Grace: two")
+        self.assertNotIn(b"\x1b7", self.output)
+
+    @posix_only
+    def test_terminal_is_usable_after_an_error_and_after_ctrl_c(self):
+        for end, *rows in (
+                (lambda ada: self.stop_server(self.server),
+                 "  the connection.", "half a line", "$"),
+                (lambda ada: ada.process.send_signal(signal.SIGINT),
+                 "half a line", "$")):
+            grace, _ = self.chat()
+            alan = self.open_terminal(self.server, nickname="Alan")
+            grace.expect("* Alan joined")
+            self.type(b"half a line")
+            self.wait_for_rows("half a line")
+            end(alan)
+            check_received(alan.wait(), int(len(rows) == 3))
+            # It has a row of its own.
+            self.shell_prompt()
+            self.wait_for_rows(*rows)
+            self.assertFalse(self.is_raw(), "What is typed is not shown.")
 
     def test_unusable_input_or_output_causes_no_traceback(self):
         for setup in (
@@ -1694,8 +1790,8 @@ sys.exit()"""
             server = self.start_stub_server(send_chunks(b"Hi\n"))
             ada = self.start_text_client(server, setup=setup)
             check_received(ada.wait(), 1, setup)
-            # IDLE replaces both, and its own have no reconfigure method.
-            errors = "" if "open" in setup else "--text .* IDLE.*\n"
+            # In IDLE and notebooks, they have no reconfigure method.
+            errors = "" if "open" in setup else "--text .* IDLE, Thonny .*\n"
             self.assertRegex(ada.log, rf"\A{errors}\Z", setup)
 
     def test_pipes_are_utf8_and_errors_do_not_end_the_chat(self):
@@ -1722,19 +1818,19 @@ sys.exit()"""
         self.run_dialogue("Ada > last words\nGrace < Ada: last words")
         ada.press_ctrl_c()
         grace.expect("* Ada left")
-        ada.expect_end(0)
+        ada.expect_end(0, "\n")
         connected = threading.Event()
         ada = self.start_text_client(self.start_stub_server(
             lambda connection: connected.set()
             or read_until_closed(connection)))
         connected.wait(DEADLINE)
         ada.press_ctrl_c()
-        ada.expect_end(0)
+        ada.expect_end(0, "\n")
 
     def test_end_of_input_ends_the_client_before_and_after_joining(self):
         ada = self.start_text_client(NOWHERE, "")
         ada.process.stdin.close()
-        ada.expect_end(0, "Nickname: ")
+        ada.expect_end(0, "Nickname: \n")
         server = self.start_server()
         grace = self.connect_to(server, "Grace")
         self.start_text_client(server, setup=self.LAST_WORDS)
