@@ -54,7 +54,6 @@ TIMED_OUT = "* No nickname was received within 300 seconds."
 STOPPED = "* The server has stopped."
 # For run_dialogue: only Ada is in the room.
 ONLY_ADA = "Ada > /who\nAda < * Online (1): Ada"
-LOGGED_JOIN = "INFO:chat_server:{} joined from 127.0.0.1"
 LINUX = sys.platform == "linux"
 POSIX = os.name == "posix"
 posix_only = unittest.skipUnless(
@@ -608,12 +607,11 @@ class NicknameTest(ChatTest):
 
     def test_valid_nickname_is_accepted(self):
         self.start_room()
+        names = "x" * 20, "漢" * 20, "y", "Ada*/", "Young", "👩\u200d💻"
         for sent, nickname in (
-                ("x" * 20, "x" * 20), ("漢" * 20, "漢" * 20), ("y", "y"),
+                *zip(names, names),
                 ("\x07" * 30 + "Ada" + "\u202e" * 30, "Ada"),
-                ("Ada*/", "Ada*/"), ("Young", "Young"),
-                (" \t Ada  \t \u3000 Lovelace ", "Ada Lovelace"),
-                ("👩\u200d💻", "👩\u200d💻")):
+                (" \t Ada  \t \u3000 Lovelace ", "Ada Lovelace")):
             with self.subTest(sent):
                 check_received(self.request(sent)[1],
                                f"* Welcome, {nickname}!")
@@ -1025,13 +1023,12 @@ class ErrorTest(ChatTest):
                           (size, 2 * size))
 
     def test_error_in_socket_options_is_ignored(self):
-        self.start_room("Ada")
         self.patch(chat_server, "SOCKET_OPTIONS",
-                   {"TCP_KEEPIDLE": -1, "SO_UNKNOWN": 1})
-        with self.assertLogs(level="INFO") as log:
-            self.connect_client("Grace")
-            wait_until(lambda: log.output)
-        check_received(log.output, [LOGGED_JOIN.format("Grace")])
+                   {"TCP_KEEPIDLE": -1, "SO_UNKNOWN": 1, "TCP_NODELAY": 1})
+        self.start_room("Ada")
+        connection = self.connection_of("Ada").socket
+        self.assertTrue(
+            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_send_error_affects_one_client_only(self):
         self.start_room("Ada", "Grace")
@@ -1067,7 +1064,7 @@ class ErrorTest(ChatTest):
             return data
         self.patch(socket.socket, "recv", recv_or_raise)
         with self.assertLogs(level="INFO") as log:
-            self.start_room("Ada")
+            self.start_room()
             for nickname in ("Grace", ""):
                 client = self.connect_client(nickname)
                 thread = self.connection_of(nickname).thread
@@ -1077,7 +1074,7 @@ class ErrorTest(ChatTest):
             self.stop_server(self.server)
         lost = f"from {HOST}: connection lost (broken)"
         check_received(log.output, [
-            LOGGED_JOIN.format("Ada"), LOGGED_JOIN.format("Grace"),
+            f"INFO:chat_server:Grace joined from {HOST}",
             f"INFO:chat_server:Grace {lost}", "INFO:chat_server:Grace left",
             f"INFO:chat_server:unnamed client {lost}"])
 
@@ -1257,26 +1254,6 @@ logging.StreamHandler.flush = lambda handler: time.sleep(0.05)"""
             self.connect_to(program, "Ada").send("é漢")
             program.wait_for_log(f"Ada: {text}\n")
 
-    def test_trace_shows_steps_of_message_with_threads(self):
-        program = self.start_server_process("--trace")
-        ada, *_ = self.join_clients(program, "Ada", "Grace", "Alan")
-        steps = [
-            r"[Ada] read_lines: received b'Hel': lines [], unfinished b'Hel'",
-            (r"[Ada] read_lines: received b'lo\n': lines [b'Hello'], "
-             "unfinished b''"),
-            r"[Ada] queue: b'Ada: Hello\n' for [Grace, Alan]",
-            "[Ada] process_lines: Ada: Hello",
-            (r"[delivery] deliver_messages: {Grace: [b'Ada: Hello\n'], "
-             r"Alan: [b'Ada: Hello\n']}")]
-        ada.send_bytes(b"Hel")
-        program.wait_for_log(steps[0])
-        ada.send_bytes(b"lo\n")
-        for step in steps:
-            program.wait_for_log(step)
-        logged = re.findall(r"(?m)^\d\d:\d\d:\d\d (.*Hel.*)$", program.output)
-        # The last two are steps of two threads, in any order.
-        check_received(logged[:3] + sorted(logged[3:]), steps)
-
     def test_paused_console_does_not_block_the_room(self):
         program = self.start_server_process("--rate", "0", paused=True)
         ada, grace = self.join_clients(program, "Ada", "Grace")
@@ -1396,8 +1373,6 @@ signal.signal = lambda number, handler: None""")
 
     def test_stop_is_not_delayed_by_clients(self):
         program = self.start_server_process()
-        unnamed = self.connect_to(program)
-        unnamed.expect(PROMPT)
         flooder = self.connect_to(program, "Flooder")
         self.keep_sending(flooder, b"hello\n" + (b"x" * 4000 + b"\n") * 100)
         program.wait_for_log("Flooder: hello")
@@ -1410,7 +1385,6 @@ signal.signal = lambda number, handler: None""")
         for client in clients[:30]:
             client.reset()
         self.assertLess(program.stop(), 2, "seconds to stop")
-        unnamed.expect(STOPPED, END)
 
 
 # --- The client: the connection ---
@@ -2860,11 +2834,10 @@ class ReadmeTest(ChatTest):
         self.assertEqual(result.failed, 0, "".join(output))
         self.assertGreater(result.attempted, 15)
 
-    def test_readme_trace_lines_are_printed(self):
+    def test_readme_trace_lines_are_printed_in_this_order(self):
         server = self.start_server_process("--trace")
         clients = self.join_clients(server, "Grace", "Alan", "Ada")
         clients[2].send("Hello")
-        clients[0].expect("Ada: Hello")
         eve = self.connect_to(server)
         for chunk in (b"Eve\nHel", b"lo\nCaf\xc3", b"\xa9?\n"):
             eve.send_bytes(chunk)
@@ -2874,6 +2847,9 @@ class ReadmeTest(ChatTest):
         self.assertEqual(len(traces), 7)
         for line in traces:
             server.wait_for_log(line)
+        # The delivery thread can log its step at any time.
+        logged = re.findall(r"(?m)^\S+ (\[Ada\] .*Hello.*)$", server.output)
+        check_received(logged, traces[:3])
 
     def test_readme_limits_are_correct(self):
         table = self.readme.split("### Limits")[1].split("###")[0]
