@@ -454,13 +454,14 @@ class LogHandler(logging.StreamHandler):
     def handleError(self, record):
         if sys.stdout:
             sys.stdout = None  # otherwise Python's end reports it also
-            with contextlib.suppress(OSError):  # stderr is broken also
+            try:
                 print("Cannot print the log any more.", file=sys.stderr)
+            except OSError:
+                sys.stderr = None  # It is broken also.
 
 
 def start_logging(quiet, trace):
-    """Log to stdout in a thread of its own. Returns the listener to stop."""
-    # A click in a Windows console blocks the thread that prints to it.
+    """Log in a thread: a click blocks a Windows console. Return a listener."""
     level = "DEBUG" if trace else "ERROR" if quiet else "INFO"
     prefix = "[%(threadName)s] %(funcName)s: " if trace else ""
     if hasattr(sys.stdout, "reconfigure"):  # not in IDLE
@@ -484,15 +485,14 @@ def join_instructions(host, port):
     if host in ("0.0.0.0", "::"):
         try:
             with socket.socket(type=socket.SOCK_DGRAM) as udp_socket:
-                # This sends nothing: it only makes the system choose the
-                # address to send from. (The other one is reserved: RFC 5737.)
-                udp_socket.connect(("203.0.113.1", 9))
+                # This sends nothing, but the system chooses our address.
+                udp_socket.connect(("203.0.113.1", 9))  # reserved (RFC 5737)
                 host = udp_socket.getsockname()[0]
         except OSError:
             return (f"On the other computers: {command}\n"
-                    "There, enter this computer's address as the server (see "
-                    "ipconfig; macOS: ipconfig getifaddr en0; Linux: hostname "
-                    "-I).")
+                    "There, enter this computer's address as the server "
+                    "(ipconfig; macOS: ipconfig getifaddr en0; Linux: "
+                    "hostname -I).")
     return f"On the other computers: {command} --host {host}"
 
 

@@ -434,11 +434,11 @@ class ChatTest(unittest.TestCase):
         self.addCleanup(end)
 
     def assert_options(self, connection):
-        """Assert that nothing is delayed and dead connections are noticed."""
+        """Assert that dead connections are noticed."""
         for name, value in (
-                ("TCP_NODELAY", 1), ("TCP_KEEPIDLE", 20),
-                ("TCP_KEEPALIVE", 20), ("TCP_KEEPINTVL", 10),
-                ("TCP_KEEPCNT", 4), ("TCP_USER_TIMEOUT", 60_000)):
+                ("TCP_KEEPIDLE", 20), ("TCP_KEEPALIVE", 20),
+                ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4),
+                ("TCP_USER_TIMEOUT", 60_000)):
             if hasattr(socket, name):
                 option = connection.getsockopt(socket.IPPROTO_TCP,
                                                getattr(socket, name))
