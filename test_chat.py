@@ -100,7 +100,7 @@ def process_status(pid, name):
 def processor_time(pid):
     """Return the processor time that a process has used, in seconds."""
     with open(f"/proc/{pid}/stat") as stat:
-        ticks = map(int, stat.read().rpartition(")")[2].split()[11:13])
+        ticks = map(int, stat.read().split()[13:15])
     return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
@@ -611,9 +611,7 @@ class NicknameTest(ChatTest):
                 *zip(names, names),
                 ("\x07" * 30 + "Ada" + "\u202e" * 30, "Ada"),
                 (" \t Ada  \t \u3000 Lovelace ", "Ada Lovelace")):
-            with self.subTest(sent):
-                check_received(self.request(sent)[1],
-                               f"* Welcome, {nickname}!")
+            check_received(self.request(sent)[1], f"* Welcome, {nickname}!")
 
     def test_invalid_nickname_is_rejected_with_reason(self):
         self.start_room("Ada", "Straße", "Ade\u0301")
@@ -975,8 +973,8 @@ class TrafficTest(ChatTest):
             lines.append(ada.line())
         limit = 50 + 20 * (time.monotonic() - started)
         self.assertLess(len(lines), limit, "lines of one computer")
-        self.assertRegex("|".join(lines), r"\* Online .* Ada, Slow")
-        self.assertNotIn("Slow left", "|".join(lines))
+        self.assertRegex("|".join(lines),
+                         r"^(?!.*Slow left).*\* Online .* Ada, Slow")
 
     @linux_only
     def test_clients_that_reset_do_not_exceed_the_limit_of_threads(self):
@@ -990,8 +988,7 @@ class TrafficTest(ChatTest):
         client = self.connect_to(program)
         program.process.send_signal(signal.SIGCONT)
         client.line()
-        threads = process_status(program.process.pid, "Threads")
-        self.assertLess(threads, 110)
+        self.assertLess(process_status(program.process.pid, "Threads"), 110)
 
     @linux_only
     def test_computer_can_have_100_connections_unless_rate_is_0(self):
@@ -1022,19 +1019,16 @@ class ErrorTest(ChatTest):
         self.start_room("Ada")
         connection = self.connection_of("Ada").socket
         self.assert_options(connection)
+        # Linux doubles the sizes that it is told to set.
         for buffer, size in ((socket.SO_SNDBUF, 256 * 1024),
                              (socket.SO_RCVBUF, 16 * 1024)):
-            # Linux doubles the size that it is told to set.
             self.assertIn(connection.getsockopt(socket.SOL_SOCKET, buffer),
                           (size, 2 * size))
 
     def test_error_in_socket_options_is_ignored(self):
         self.patch(chat_server, "SOCKET_OPTIONS",
-                   {"TCP_KEEPIDLE": -1, "SO_UNKNOWN": 1, "TCP_NODELAY": 1})
+                   {"TCP_KEEPIDLE": -1, "SO_UNKNOWN": 1})
         self.start_room("Ada")
-        connection = self.connection_of("Ada").socket
-        self.assertTrue(
-            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_send_error_affects_one_client_only(self):
         self.start_room("Ada", "Grace")
@@ -1129,6 +1123,14 @@ class ErrorTest(ChatTest):
         check_received(set(threading.enumerate()) - before, set())
         self.run_dialogue(f"Ada < {STOPPED}|")
         unnamed.expect(STOPPED, END)
+
+    def test_delivery_thread_ends_when_a_reply_is_queued_after_stop(self):
+        server = chat_server.ChatServer(HOST, 0, 0)
+        server.queue([], chat_server.STOP)
+        server.queue([], b"late\n")
+        server.delivery_thread.start()
+        server.delivery_thread.join(DEADLINE)
+        self.assertFalse(server.delivery_thread.is_alive())
 
 
 # --- The server program: start ---
@@ -1341,7 +1343,7 @@ chat_server.ChatServer.stop = stop_twice"""
                 "--port", str(port), setup=self.BREAK)
             clients = [self.connect_to(program, f"Client {index}")
                        for index in range(10)]
-            self.assertLess(program.stop(number), 2, "seconds to stop")
+            program.stop(number)
             for client in clients:
                 client.lines_until(STOPPED)
                 client.expect(END)
@@ -1368,19 +1370,18 @@ signal.signal = lambda number, handler: None""")
         ada.expect(STOPPED, END)
         program.wait_for_log("KeyboardInterrupt")
 
-    def test_stop_is_not_delayed_by_clients(self):
+    def test_stop_is_not_delayed_by_joins_resets_or_a_flood(self):
         program = self.start_server_process()
         flooder = self.connect_to(program, "Flooder")
-        self.keep_sending(flooder, b"hello\n" + (b"x" * 4000 + b"\n") * 100)
-        program.wait_for_log("Flooder: hello")
         clients = [self.connect_to(program) for _ in range(90)]
         for number, client in enumerate(clients):
             client.send(f"Client {number}")
-        # The rate limit delays these.
+        # The rate limit delays all other lines.
         for client in clients:
             client.send(*["x" * 4500] * 7)
-        for client in clients[:30]:
+        for client in clients[::3]:
             client.reset()
+        self.keep_sending(flooder, b"hello\n" * 1000)
         self.assertLess(program.stop(), 2, "seconds to stop")
 
 
