@@ -171,7 +171,7 @@ class ChatServer:
                 # While this waits, nothing calls recv: TCP slows the sender.
                 while (seconds := due - time.monotonic()) > 0:
                     # After a reset, recv still returns what came before it.
-                    if (client.disconnected.wait(min(seconds, 1))
+                    if (client.disconnected.wait(min(seconds, 0.5))
                             or client.socket.getsockopt(
                                 socket.SOL_SOCKET, socket.SO_ERROR)):
                         return
