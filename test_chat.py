@@ -1039,6 +1039,7 @@ class ErrorTest(ChatTest):
                               "Grace < * Bob joined|Ada: hello|* Bob left")
             client.expect(END)
 
+    @posix_only
     def test_client_that_resets_its_connection_leaves_while_delayed(self):
         _, bob = self.start_room("Ada", "Bob", rate=1)
         self.server.due_times.clear()
@@ -1530,7 +1531,8 @@ class ConnectionTest(ClientTestCase):
                 (HOST, "9" * 5000, "^The port must be a number"),
                 ("127.0.0.1:7500", 1, "^Type only the .* address"),
                 ("http://127.0.0.1", 1, "^Type only the .* address"),
-                ("[::1]", 1, r"^Cannot find .* \[::1\]"),
+                # Windows knows this form of the address.
+                ("[::1]", 1, r"^Cannot (find|connect to) .*\[::1\]"),
                 ("::1", 1, "^Cannot connect to ::1 port"),
                 # Copied from somewhere, with invisible characters.
                 (f"\u202a {HOST}\u200e ", 1, f"^Cannot connect to {HOST} "),
@@ -2263,22 +2265,24 @@ class ReadingTest(WindowTestCase):
         self.patch(chat_client, "POLL_INTERVAL_MS", 5)
         self.chat(server=self.start_program("--rate", "0", "--quiet",
                                             checks=False))
-        durations = []
+        times = []
 
-        def update():
+        def tick():
             # Processor time, because other programs need time also.
-            started = time.thread_time()
-            self.root.update()
-            durations.append(time.thread_time() - started)
-            return self.texts(1) == ["Grace: 9999"]
-        self.grace.send(*map(str, range(10_000)))
+            times.append(time.thread_time())
+            self.root.after(1, tick)
+        # Many short words: to wrap them takes time.
+        lines = [f"{n}{' a' * 16}" for n in range(10_000)]
+        self.grace.send(*lines)
         # Meanwhile, the window does something else.
         incoming = self.window.client.incoming
         wait_until(lambda: incoming.qsize() == 10_000)
-        wait_until(update, self.visible)
+        tick()
+        self.wait_for_messages(f"Grace: {lines[-1]}")
         check_received(self.texts(),
-                       [f"Grace: {n}" for n in range(5000, 10_000)])
-        self.assertLess(max(durations), 0.1, "seconds")
+                       [f"Grace: {line}" for line in lines[5000:]])
+        waits = [after - before for before, after in zip(times, times[1:])]
+        self.assertLess(max(waits), 0.1, "seconds")
 
     def zoom(self, key, count):
         """Press Ctrl+plus or Ctrl+minus."""
@@ -2582,7 +2586,9 @@ class LookTest(WindowTestCase):
             # Processor time, because other programs need time also.
             started = time.thread_time()
             messages.rewrap(messages.width)
-            self.assertLess(time.thread_time() - started, 0.1, size)
+            seconds = time.thread_time() - started
+            # Measured on Linux. Elsewhere, fonts can be slower.
+            self.assertLess(seconds, 0.1 if LINUX else 0.5, size)
             del messages.messages[-200:]
 
     def test_window_receives_messages_after_an_error_in_its_timer(self):
