@@ -385,11 +385,11 @@ def validate_nickname(nickname, too_long):
 
 # --- Sockets ---
 
-# Buffers: 256 KiB to send, for slow clients; 16 KiB received, which are read
+# Buffers: 256 KiB to send, for slow clients; 64 KiB received, which are read
 # even after their sender has left. TCP keepalive detects a dead connection:
 # after 20 idle seconds (macOS: TCP_KEEPALIVE), 4 probes, 10 seconds apart.
 SOCKET_OPTIONS = {
-    "SO_SNDBUF": 262_144, "SO_RCVBUF": 16_384, "TCP_NODELAY": 1,
+    "SO_SNDBUF": 262_144, "SO_RCVBUF": 65_536, "TCP_NODELAY": 1,
     "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
     "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
 MSG_DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows does not have it
