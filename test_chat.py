@@ -699,6 +699,9 @@ class NicknameTest(ChatTest):
         self.start_room("Ada")
         # The server looks at the deadlines at least this often.
         self.server.server_socket.settimeout(0.01)
+        idle = self.connect_client()
+        self.connection_of("").nickname_deadline = 0
+        idle.expect(TIMED_OUT, END)
         slow = self.connect_client()
         self.connection_of("").nickname_deadline = time.monotonic() + 0.1
         with contextlib.suppress(OSError):  # closed
@@ -706,9 +709,6 @@ class NicknameTest(ChatTest):
                 self.connect_client().close()
                 slow.send_bytes(b"x")
         slow.expect(TIMED_OUT, END)
-        idle = self.connect_client()
-        self.connection_of("").nickname_deadline = 0
-        idle.expect(TIMED_OUT, END)
         # Nothing about unnamed clients is announced.
         self.run_dialogue(ONLY_ADA)
 
