@@ -97,13 +97,6 @@ def process_status(pid, name):
         return int(re.search(rf"{name}:\s+(\d+)", status.read()).group(1))
 
 
-def processor_time(pid):
-    """Return the processor time that a process has used, in seconds."""
-    with open(f"/proc/{pid}/stat") as stat:
-        ticks = map(int, stat.read().split()[13:15])
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
-
-
 class RawClient:
     """A connection to a server, through which a test sends any bytes.
 
@@ -205,10 +198,10 @@ class ManagedProcess:
         self.resumed = threading.Event()
         if not paused:
             self.resumed.set()
-        self.threads = [threading.Thread(target=self.read_output),
-                        threading.Thread(target=self.read_log)]
-        for thread in self.threads:
-            thread.start()
+        self.threads = []
+        for target in (self.read_output, self.read_log):
+            self.threads.append(threading.Thread(target=target))
+            self.threads[-1].start()
 
     @property
     def output(self):
@@ -360,8 +353,6 @@ class ChatTest(unittest.TestCase):
         program = ServerProcess(*options, **arguments)
         self.addCleanup(program.stop)
         return program
-
-    start_program = start_server_process  # until the client's tests change
 
     def connect_to(self, server, nickname="", **arguments):
         """Return a new client, which joins the room if it has a nickname."""
@@ -530,14 +521,11 @@ class LinesTest(ChatTest):
 
     def test_other_characters_are_kept(self):
         texts = ("  if x:    y ", "GET / HTTP/1.1", "and/or", " /quit",
-                 "👩\u200d💻", "❤\ufe0f", "کتاب\u200cها")
+                 "👩\u200d💻", "❤\ufe0f", "کتاب\u200cها",
+                 # Not commands: these have only one slash.
+                 "/home/ada/notes.txt is where I keep it", "/who/", "// no")
         self.assert_messages("\n".join([*texts, "a\tb\n"]).encode(),
                              *texts, "a b")
-
-    def test_line_is_message_when_its_first_word_has_two_slashes(self):
-        texts = ("/home/ada/notes.txt is where I keep it", "/etc/passwd",
-                 "// a comment", "/who/")
-        self.assert_messages("\n".join([*texts, ""]).encode(), *texts)
 
     def test_client_cannot_impersonate_another(self):
         self.assert_messages(
@@ -636,10 +624,9 @@ class NicknameTest(ChatTest):
                   "|\u200b Ada|Ada \u200b|Ada\U0001d173|\ufff0Ada|STRASSE"
                   "|Ad\u00e9"))):
             for nickname in nicknames.split("|"):
-                with self.subTest(nickname[:25]):
-                    client, answer = self.request(nickname)
-                    self.assertRegex(
-                        answer, f"^NICK .*{reason}.* Choose another nickname")
+                client, answer = self.request(nickname)
+                self.assertRegex(
+                    answer, f"^NICK .*{reason}.* Choose another nickname")
         client.send("Alan")
         client.expect("* Welcome, Alan!")
 
@@ -656,16 +643,6 @@ class NicknameTest(ChatTest):
             Ada > hello Bob
             Bob < Ada: hello Bob""")
 
-    def test_nickname_is_available_again_after_its_owner_has_left(self):
-        self.start_room("Ada", "Grace")[0].close()
-        self.run_dialogue("Grace < * Ada left")
-        self.connect_client("Ada")
-        # The list is in the order of joining.
-        self.run_dialogue("""
-            Grace < * Ada joined
-            Ada > /who
-            Ada < * Online (2): Grace, Ada""")
-
     def test_nickname_goes_to_one_client_when_fifty_request_it(self):
         self.start_room()
         clients = [self.connect_client() for _ in range(50)]
@@ -675,13 +652,6 @@ class NicknameTest(ChatTest):
                 client.send("Ada")
         check_received([client.line()[:5] for client in clients].count(
             "* Wel"), 1, "clients called Ada")
-
-    def test_joining_does_not_normalize_all_nicknames_again(self):
-        self.start_room(*map(str, range(30)))
-        with mock.patch("unicodedata.normalize",
-                        wraps=unicodedata.normalize) as normalize:
-            self.connect_client("Ada")
-        self.assertLess(normalize.call_count, 10)
 
     def test_nicknames_slow_to_normalize_do_not_delay_others(self):
         self.start_room("Ada", "Grace")
@@ -883,17 +853,6 @@ class SlowClientTest(ChatTest):
                        [notice])
         self.assertLess(longest_wait, 1, "seconds until a message arrived")
         self.run_dialogue(f"Ada > /who\nAda < {notice}|{ONLINE}")
-
-    def test_send_nowait_raises_error_when_buffer_is_full(self):
-        slow, = self.start_room("Slow")
-        client = self.connection_of("Slow")
-        sent = 0
-        with self.assertRaises(BlockingIOError):
-            while sent < 10 ** 8:
-                client.send_nowait(b"x" * 10_000)
-                sent += 10_000
-        self.server.disconnect_client(client)
-        self.assertGreaterEqual(len(slow.reader.read()), sent)
 
     def test_slow_client_receives_nothing_after_partial_line(self):
         slow, = self.start_room("Slow")
@@ -1155,16 +1114,15 @@ socket.has_dualstack_ipv6 = lambda: False"""
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
             hosts.append("::1")
         for host in hosts:
-            with self.subTest(host):
-                program = self.start_server_process("--host", host)
-                command = (r"^Only this computer can join: python "
-                           r"chat_client\.py --port (\d+) --host (\S+)$")
-                self.assertRegex(program.start_lines[1], command)
-                self.assertIn("--host 0.0.0.0", program.line())
-                match = re.match(command, program.start_lines[1])
-                ada = RawClient(*match.groups())
-                self.addCleanup(ada.close)
-                ada.join("Ada")
+            program = self.start_server_process("--host", host)
+            command = (r"^Only this computer can join: python "
+                       r"chat_client\.py --port (\d+) --host (\S+)$")
+            self.assertRegex(program.start_lines[1], command)
+            self.assertIn("--host 0.0.0.0", program.line())
+            match = re.match(command, program.start_lines[1])
+            ada = RawClient(*match.groups())
+            self.addCleanup(ada.close)
+            ada.join("Ada")
 
     # On Windows, this would make the firewall ask a question.
     @posix_only
@@ -1212,9 +1170,8 @@ socket.has_dualstack_ipv6 = lambda: False"""
             ManagedProcess(*script("chat_server", *setup), *options.split(),
                            checks=False) for options, _, *setup in cases]
         for program, (options, pattern, *_) in zip(programs, cases):
-            with self.subTest(options):
-                result = f"{program.wait()} {program.output}{program.log}"
-                self.assertRegex(result, rf"\A{pattern}\Z")
+            result = f"{program.wait()} {program.output}{program.log}"
+            self.assertRegex(result, rf"\A{pattern}\Z")
 
 
 # --- The server program: log ---
@@ -1302,14 +1259,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))""")
         clients = [self.connect_to(program) for _ in range(30)]
         problem = "Cannot accept connections"
         program.wait_for_log(problem)
-        before = LINUX and processor_time(program.process.pid)
-        end = time.monotonic() + 0.15
         self.run_dialogue("Ada > hello\nGrace < Ada: hello")
-        # The server tries again every 0.1 seconds.
-        wait_until(lambda: time.monotonic() > end)
-        if LINUX:
-            used = processor_time(program.process.pid) - before
-            self.assertLess(used, 0.08, "seconds of processor time")
         check_received(program.output.count(problem), 1)
         for client in clients:
             client.close()
@@ -1503,14 +1453,11 @@ class ConnectionTest(ClientTestCase):
 
     def test_message_is_not_sent_when_it_has_more_than_4096_bytes(self):
         ada, grace = self.join()
-        for text in ("x" * 4097, "🙂" * 1025):
-            with self.assertRaisesRegex(chat_client.ChatError,
-                                        f"4096.*{len(text.encode())}"):
-                ada.send_message(text)
-        ada.send_message("🙂" * 1024)
+        with self.assertRaisesRegex(chat_client.ChatError, "4096.*4100"):
+            ada.send_message("🙂" * 1025)
         # Python makes this of a byte that is not UTF-8.
         ada.send_message("caf\udce9")
-        grace.expect("Ada L.: " + "🙂" * 1024, "Ada L.: caf?")
+        grace.expect("Ada L.: caf?")
 
     def test_control_characters_are_removed_from_received_lines(self):
         unsafe = "\r\0\x0c\x1b\x1f\x7f\x9f\u2028\u202e\u2066\u2069"
@@ -1562,22 +1509,17 @@ class ConnectionTest(ClientTestCase):
 
     def test_client_does_not_join_when_the_address_is_found_too_late(self):
         self.patch(chat_client, "JOIN_TIMEOUT", 0.05)
-        server = self.start_server()
-        grace = self.connect_to(server, "Grace")
         timed_out = threading.Event()
         getaddrinfo = socket.getaddrinfo
-
         # Like a name server that does not answer.
-        def find_late(*arguments):
-            timed_out.wait(DEADLINE)
-            return getaddrinfo(*arguments)
-        self.patch(socket, "getaddrinfo", find_late)
+        self.patch(socket, "getaddrinfo", lambda *arguments: timed_out.wait(
+            DEADLINE) and getaddrinfo(*arguments))
+        server = self.start_server()
         client = self.connect(server)
         self.assertRegex(str(self.receive(client)), "address, not a name")
         timed_out.set()
         client.thread.join(DEADLINE)
-        grace.send("/who")
-        grace.expect("* Online (1): Grace")
+        check_received(server.members, {})
 
     @linux_only
     def test_name_with_three_silent_addresses_connects_to_the_fourth(self):
@@ -1719,21 +1661,11 @@ sys.exit()"""
             Grace < * Ada joined""")
         return grace, ada
 
-    def test_first_line_is_the_nickname_and_others_are_sent(self):
-        server = self.start_server()
-        grace = self.connect_to(server, "Grace")
-        ada = self.start_text_client(server, "")
-        ada.send("Ada", "hello")
-        ada.expect("Nickname: * Welcome, Ada!", "* Online (2): Grace, Ada")
-        grace.expect("* Ada joined", "Ada: hello")
-        grace.send("good morning")
-        ada.expect("Grace: good morning")
-
     def test_each_script_runs_when_copied_into_an_empty_folder(self):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
         path = shutil.copy(os.path.join(HERE, "chat_server.py"), folder)
-        server = self.start_program(folder=folder)
+        server = self.start_server_process(folder=folder)
         os.remove(path)
         shutil.copy(os.path.join(HERE, "chat_client.py"), folder)
         ada = self.start_text_client(server, folder=folder)
@@ -1887,12 +1819,7 @@ sys.exit()"""
         ada.expect_end(0)
 
     @posix_only
-    def test_ctrl_c_ends_the_client_before_and_after_joining(self):
-        grace, ada = self.chat()
-        self.run_dialogue("Ada > last words\nGrace < Ada: last words")
-        ada.press_ctrl_c()
-        grace.expect("* Ada left")
-        ada.expect_end(0, "\n")
+    def test_ctrl_c_ends_the_client_while_it_joins(self):
         connected = threading.Event()
         ada = self.start_text_client(self.start_stub_server(
             lambda connection: connected.set()
@@ -1925,23 +1852,12 @@ sys.exit()"""
         grace.expect("* Ada left")
         ada.expect_end(0, "Grace: hello\n")
 
-    def test_long_input_arrives_when_the_server_reads_slowly(self):
-        received = []
-
-        def handler(connection):
-            connection.sendall(b"Hi\n")
-            # Linux notices only after 0.6 seconds that nothing is read.
-            time.sleep(0.8)
-            with connection.makefile("rb") as file:
-                received.extend(file)
-        ada = self.start_text_client(
-            self.start_stub_server(handler, buffer=16384),
-            setup="chat_client.SECONDS_PER_LINE = 0.004\n"
-                  "chat_client.SOCKET_OPTIONS['TCP_USER_TIMEOUT'] = 200")
-        ada.send(*["x" * 99] * 400)
-        ada.process.stdin.close()
-        ada.expect_end(0, "Hi\n")
-        check_received(len(received), 400, "lines")
+    def test_piped_lines_are_sent_as_slowly_as_the_server_reads(self):
+        grace, ada = self.chat(setup="chat_client.SECONDS_PER_LINE = 0.02")
+        started = time.monotonic()
+        ada.send(*["hello"] * 10)
+        grace.expect(*["Ada: hello"] * 10)
+        self.assertGreater(time.monotonic() - started, 0.17)
 
     def test_error_after_the_last_line_is_reported(self):
         def handler(connection):
@@ -1970,13 +1886,10 @@ sys.exit()"""
                 1, errors=".*(python3-tk|display).*--text.\n")
 
     def test_help_shows_the_default_of_each_option(self):
-        for name, default in (("chat_server", "20"),
-                              ("chat_client", "ask for it")):
+        for name in ("chat_server", "chat_client"):
             program = ManagedProcess(*script(name), "--help")
             program.wait()
-            defaults = re.findall(r"default: (.*?)\)",
-                                  " ".join(program.output.split()))
-            check_received(defaults, [HOST, "7500", default], name)
+            check_received(program.output.count("default:"), 3, name)
 
 
 # --- The client: the window ---
@@ -2141,25 +2054,19 @@ class DialogTest(WindowTestCase):
     def test_rejected_nickname_is_replaced_and_joining_opens_the_window(self):
         server = self.start_server()
         self.connect_to(server, "Grace")
-        for key in self.ENTER_KEYS:
-            self.open(server)
-            check_received((self.root.state(), self.window.client,
-                            *self.fields()),
-                           ("withdrawn", None, "", HOST, str(server.port)))
-            self.pump(lambda: self.dialog.window.focus_lastfor()
-                      == self.dialog.fields[0])
-            self.fill_in("Grace", key=key)
-            self.wait_for_status("The nickname Grace is already")
-            check_received(self.fields()[0], "Grace")
-            # The rejected nickname is selected.
-            self.press(self.dialog.window.focus_lastfor(), *"Eve")
-            self.dialog.status_label.master.winfo_children()[-2].invoke()
-            self.wait_for_messages("* Welcome, Eve!",
-                                   "* Online (2): Grace, Eve")
-            check_received((self.root.state(), self.dialog_is_open()),
-                           ("normal", False))
-            self.wait_for_title("Chat - Eve")
-            self.close()
+        self.open(server)
+        check_received(self.fields(), ["", HOST, str(server.port)])
+        self.pump(lambda: self.dialog.window.focus_lastfor()
+                  == self.dialog.fields[0])
+        self.fill_in("Grace")
+        self.wait_for_status("The nickname Grace is already")
+        check_received(self.fields()[0], "Grace")
+        # The rejected nickname is selected.
+        self.press(self.dialog.window.focus_lastfor(), *"Eve")
+        self.dialog.status_label.master.winfo_children()[-2].invoke()
+        self.wait_for_messages("* Welcome, Eve!", "* Online (2): Grace, Eve")
+        check_received((self.root.state(), self.dialog_is_open()),
+                       ("normal", False))
 
     def test_dialog_shows_errors_and_keeps_input_focus_and_layout(self):
         self.open(NOWHERE, "Ada")
@@ -2176,11 +2083,8 @@ class DialogTest(WindowTestCase):
                  self.dialog.window.focus_lastfor()),
                 ("withdrawn", ["Ada", host, port], y, self.dialog.fields[2]))
         check_received(
-            (str(label["foreground"]), self.dialog.window.resizable(),
-             self.root.winfo_class(), self.dialog.window.winfo_class(),
-             self.tkinter.ttk.Style(self.root).lookup("TLabel", "font")),
-            (chat_client.ERROR_COLOR, (False, False), "Chat", "Chat",
-             "TkTextFont"))
+            (str(label["foreground"]), self.dialog.window.resizable()),
+            (chat_client.ERROR_COLOR, (False, False)))
         # With another text size, the text still is as wide as the fields.
         self.tkinter.font.nametofont("TkTextFont").configure(size=28)
         field = self.dialog.fields[0]
@@ -2226,12 +2130,6 @@ class ReadingTest(WindowTestCase):
     LONG = (SENTENCE, "x" * 500, SENTENCE + "y" * 500 + " and more",
             "漢字仮名" * 60, "🙂🎉👍" * 50, ("words 🙂, " + "漢字仮名" * 8) * 9)
 
-    def test_each_message_has_the_time_of_its_arrival(self):
-        row = "%H:%M  Grace: hello"
-        before = time.strftime(row)
-        self.chat("hello")
-        self.assertIn(self.rows()[-1], (before, time.strftime(row)))
-
     def test_own_messages_notices_and_errors_have_colors(self):
         # Unread data turns the end of the connection into a reset.
         self.open(self.start_stub_server(
@@ -2260,18 +2158,18 @@ class ReadingTest(WindowTestCase):
         check_received(self.texts(), [f"Grace: {n}" for n in range(20, 120)])
         self.send("an own message")
         self.assert_at_bottom()
-        self.receive("the last")
-        self.assert_at_bottom()
 
     def test_no_event_takes_100_ms_while_10000_lines_are_received(self):
         self.patch(chat_client, "POLL_INTERVAL_MS", 5)
-        self.chat(server=self.start_program("--rate", "0", "--quiet",
-                                            checks=False))
-        times = []
+        self.chat(server=self.start_server_process(
+            "--rate", "0", "--quiet", checks=False))
+        times = [time.thread_time()]
+        waits = []
 
         def tick():
             # Processor time, because other programs need time also.
             times.append(time.thread_time())
+            waits.append(times[-1] - times[-2])
             self.root.after(1, tick)
         # Many short words: to wrap them takes time.
         lines = [f"{n}{' a' * 16}" for n in range(10_000)]
@@ -2283,7 +2181,6 @@ class ReadingTest(WindowTestCase):
         self.wait_for_messages(f"Grace: {lines[-1]}")
         check_received(self.texts(),
                        [f"Grace: {line}" for line in lines[5000:]])
-        waits = [after - before for before, after in zip(times, times[1:])]
         self.assertLess(max(waits), 0.1, "seconds")
 
     def zoom(self, key, count):
@@ -2369,7 +2266,10 @@ class ReadingTest(WindowTestCase):
 
     def test_messages_are_copied_without_their_wrapping(self):
         text = self.SENTENCE.strip()
+        times = [time.strftime("%H:%M  * Welcome, Ada!")]
         self.chat(text, "hello", "hello", "🙂")
+        times.append(time.strftime("%H:%M  * Welcome, Ada!"))
+        self.assertIn(self.listbox.get(0), times)
         end = self.listbox.size()
         hello = "Grace: hello\nGrace: hello\nGrace: 🙂"
         for first, last, copied in ((3, 3, f"Grace: {text}"),
@@ -2468,11 +2368,9 @@ class WritingTest(WindowTestCase):
         self.addCleanup(reading.set)
         self.wait_for_messages("Hi")
         sent = []
-        for number in range(1000):
-            sent.append(f"{number} {'x' * 3000}\n")
+        while not self.entry.get():
+            sent.append(f"{len(sent)} {'x' * 3000}\n")
             self.send(sent[-1])
-            if self.entry.get():
-                break
         check_received(self.entry.get(), sent[-1].strip())
         self.assertRegex(self.texts()[-1], "^! Not sent: .* busy")
         reading.set()
@@ -2502,16 +2400,15 @@ class KeyboardTest(WindowTestCase):
         self.chat()
         self.addCleanup(subprocess.run, ["setxkbmap", "us"], check=True)
         for layout in ("ru", "gr", "us"):
-            with self.subTest(layout):
-                subprocess.run(["setxkbmap", layout], check=True)
-                self.entry.insert(0, layout)
-                self.focus(self.entry)
-                # The keys A, X, V, A, C and V: the text is there once more.
-                for code in (38, 53, 55, 38, 54, 55):
-                    self.entry.event_generate("<Key>", keycode=code, state=4)
-                check_received(self.root.clipboard_get(), layout)
-                check_received(self.entry.get(), layout)
-                self.entry.delete(0, "end")
+            subprocess.run(["setxkbmap", layout], check=True)
+            self.entry.insert(0, layout)
+            self.focus(self.entry)
+            # The keys A, X, V, A, C and V: the text is there once more.
+            for code in (38, 53, 55, 38, 54, 55):
+                self.entry.event_generate("<Key>", keycode=code, state=4)
+            check_received(self.root.clipboard_get(), layout)
+            check_received(self.entry.get(), layout)
+            self.entry.delete(0, "end")
         self.entry.insert(0, "one two")
         self.press(self.entry, "Control-Lock-A")
         check_received(self.entry.selection_get(), "one two")
@@ -2553,11 +2450,8 @@ class KeyboardTest(WindowTestCase):
         self.choose(self.listbox, "Paste")
         check_received(self.entry.get(), "two* Welcome, Ada!")
 
-    def test_entry_has_keys_to_select_all_and_to_scroll_the_messages(self):
+    def test_entry_has_keys_to_scroll_the_messages(self):
         self.chat(*map(str, range(100)))
-        self.entry.insert(0, "one two")
-        self.press(self.entry, f"{self.MODIFIER}-a")
-        check_received(self.entry.selection_get(), "one two")
         self.press(self.entry, "Prior")
         self.assertLess(self.listbox.yview()[1], 1)
         self.press(self.entry, "Next")
@@ -2620,13 +2514,10 @@ class LookTest(WindowTestCase):
                                      OleDLL=load), \
                     contextlib.suppress(chat_client.ChatError):
                 chat_client.open_window(HOST, 7500, "")
-            check_received(library.method_calls, [
-                mock.call.SetProcessDpiAwareness(1),
-                mock.call.XftGetVersion(), *[
-                    mock.call.FcConfigGetCurrent(),
-                    mock.call.FcConfigParseAndLoadFromMemory(
-                        mock.ANY, chat_client.NO_COLOR_FONTS, True),
-                    mock.call.FcConfigBuildFonts(mock.ANY)] * hidden])
+            check_received([name for name, *_ in library.method_calls], [
+                "SetProcessDpiAwareness", "XftGetVersion", *[
+                    "FcConfigGetCurrent", "FcConfigParseAndLoadFromMemory",
+                    "FcConfigBuildFonts"] * hidden])
 
 
 class UnreadTest(WindowTestCase):
@@ -2762,15 +2653,6 @@ atexit.register(lambda: print(signal.getsignal(signal.SIGINT).__name__))"""
         window_closed.wait(DEADLINE)
         window.press_ctrl_c()
         window.expect_end(0, "\n" + self.HANDLER)
-
-    @posix_only
-    def test_ctrl_c_in_the_terminal_closes_the_window(self):
-        window = self.start_window("--nickname", "Ada",
-                                   action="print('open', flush=True)")
-        window.expect("open")
-        window.press_ctrl_c()
-        self.grace.expect("* Ada joined", "* Ada left")
-        window.expect_end(0, self.HANDLER)
 
     def test_last_message_before_closing_always_arrives(self):
         for _ in range(4):
