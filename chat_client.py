@@ -36,7 +36,7 @@ try:
     import readline
     readline.parse_and_bind("set horizontal-scroll-mode on")
 except ImportError:
-    pass  # Windows has its own.
+    pass  # Windows has its own line editing.
 
 HOST = "127.0.0.1"
 PORT = 7500
@@ -62,12 +62,12 @@ class NicknameError(ChatError):
     """The nickname was rejected. The text is the reason."""
 
 
-# TCP keepalive detects a dead connection: after 20 idle seconds (macOS:
-# TCP_KEEPALIVE), 4 probes, 10 seconds apart.
+# TCP keepalive detects a dead connection: after 20 idle seconds, 4 probes, 10
+# seconds apart. Unanswered data: also 60 seconds.
 SOCKET_OPTIONS = {
     "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
     "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
-# They could control the terminal, or look like the end of a line.
+# These could control the terminal, or look like the end of a line.
 CONTROL_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -80,8 +80,8 @@ def sanitize(text):
 class ChatClient:
     """A connection to a chat server: start it, send messages, close it.
 
-    host, port and nickname are str. The receiving thread fills the queue
-    `incoming`, a queue.Queue: ("line", str) for each line after joining, then
+    host and nickname are str, port str or int. The receiving thread fills
+    the queue `incoming`: ("line", str) for each line after joining, and then
     ("error", ChatError) or, if the server closed the connection, ("closed",
     ChatError). Ignore later items: the timer and the thread can both report
     an error. Errors are queued, because an exception that is raised in one
@@ -131,7 +131,7 @@ class ChatClient:
         self.check_input()
         try:
             # A name can have several addresses, and each gets this time
-            # (Python issue 123793). Three can be silent, the fourth answers.
+            # (Python issue 123793): if three are silent, the fourth answers.
             self.socket = socket.create_connection(
                 (self.host, self.port), JOIN_TIMEOUT / 4)
         except (socket.gaierror, UnicodeError) as error:
@@ -154,7 +154,7 @@ class ChatClient:
         """Raise ChatError if the nickname, host or port cannot be right."""
         if not self.nickname:
             raise NicknameError("Type a nickname.")
-        # An address of IPv6 has two colons or more.
+        # An IPv6 address has at least two colons.
         if not self.host or "/" in self.host or self.host.count(":") == 1:
             raise ChatError("Type only the server's name or address, no port.")
         if self.port not in map(str, range(1, 65536)):
@@ -195,7 +195,7 @@ class ChatClient:
     def send_message(self, text, wait=True):
         """Send a message (str). Raises ChatError if that is not possible.
 
-        wait=False: raise it instead of waiting, so that no window freezes.
+        wait=False: raise it instead of waiting: a window must not freeze.
         """
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_LINE_BYTES:
@@ -221,7 +221,7 @@ class ChatClient:
     def shut_down(self, how):
         """End the connection (SHUT_RDWR) or only sending (a half-close).
 
-        SHUT_RDWR also ends a read_line that waits in another thread.
+        SHUT_RDWR also ends a waiting read_line (on Windows, the server does).
         """
         self.closing = True
         # There is no connection yet, or it is already closed.
@@ -231,9 +231,9 @@ class ChatClient:
     def close(self, timeout):
         """Stop sending, and wait until the server has read everything.
 
-        Then it closes its side, and the thread ends: join waits for this,
-        `timeout` seconds (None: any time). Closing the socket now could lose
-        the last messages: unread received data resets the connection.
+        Then it closes its side, and the thread ends: thread.join waits for it,
+        `timeout` seconds (None: without limit). Closing now could lose the
+        last messages: unread received data resets the connection.
         """
         self.shut_down(socket.SHUT_WR)
         if self.socket:
@@ -254,7 +254,7 @@ def chat_in_terminal(host, port, nickname):
     client, first_line = join_in_terminal(host, port, nickname)
     printer = threading.Thread(
         target=print_lines, args=(client, first_line), daemon=True)
-    # print_lines sends this signal, which also ends a waiting input().
+    # print_lines sends this signal. It ends even an input() that is waiting.
     signal.signal(signal.SIGTERM, lambda *args: sys.exit(1))
     printer.start()
     try:
@@ -270,7 +270,7 @@ def join_in_terminal(host, port, nickname):
     while True:
         client = ChatClient(host, port, nickname or input("Nickname: "))
         client.start()
-        # Before Python 3.14, Ctrl+C cannot interrupt get on Windows (74157).
+        # Before Python 3.14, Ctrl+C does not end get on Windows (issue 74157).
         while client.incoming.empty():
             time.sleep(0.05)
         kind, answer = client.incoming.get()
@@ -298,7 +298,7 @@ def send_input(client):
                         print_line(f"You: {line}")
                 except ChatError as error:
                     print_line(error)
-                # A paste or a pipe can bring more than the server accepts.
+                # A paste or a pipe can exceed the server's rate.
                 if lines[1:] or not terminal_rows(""):
                     time.sleep(SECONDS_PER_LINE)
 
@@ -342,7 +342,7 @@ def print_line(line):
     for row in rows:
         # ANSI escape codes: scroll (D) if this is the last row, and go back up
         # (A); save the cursor (7), insert a row (L), print; restore the cursor
-        # (8), move it down (B) with its row. Logs need the line feed.
+        # (8), move it down (B) with its row. Without \n, logs have no lines.
         print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\n\x1b8\x1b[B",
               end="", flush=True)
         # Without it, the next row could look like a message of its own.
@@ -477,7 +477,7 @@ class ChatWindow:
                 del lines[0]
             if lines:
                 self.message_list.add(f"* Sent {MAX_LINES_PER_SEND} lines. "
-                                      f"Enter sends {len(lines)} more.")
+                                      f"{len(lines)} left: press Enter.")
         except ChatError as error:
             self.message_list.add(f"! {error}", ERROR_COLOR)
         self.entry_field.delete(0, "end")
@@ -486,8 +486,8 @@ class ChatWindow:
         self.message_listbox.see("end")
 
     def redirect_key(self, event):
-        """Type a key in the entry that was pressed on the messages."""
-        # Tk's bit for each of them is set in `state` while it is pressed.
+        """Type a key that was pressed in the Listbox into the entry."""
+        # In Tk, `state` has a bit for each modifier key that is pressed.
         control = event.state & 4 > 0
         alt = event.state & (0x20000 if os.name == "nt" else 8) > 0
         # Both are AltGr on Windows, which types characters such as @.
@@ -553,9 +553,9 @@ class ChatWindow:
 
 
 class JoinDialog:
-    """Asks for the values of fields (dict: name -> first value).
+    """Asks for values (dict: name of the field -> initial value).
 
-    At Join it calls on_join with these values, at Escape on_cancel.
+    Join calls on_join with the values; Escape calls on_cancel.
     """
 
     def __init__(self, root, values, on_join, on_cancel):
@@ -564,7 +564,7 @@ class JoinDialog:
         self.build_widgets(root, values, on_cancel)
 
     def submit(self, event=None):
-        """Pass on what is in the fields."""
+        """Call on_join with the contents of the fields."""
         self.on_join(*[field.get().strip() for field in self.fields])
 
     def set_status(self, text, color=""):
@@ -662,7 +662,7 @@ class MessageList:
     def trim_history(self):
         """Keep at most MAX_MESSAGES, and show at most MAX_ROWS."""
         discarded = self.messages[:-MAX_MESSAGES]
-        # All in one call of delete, which takes long.
+        # One call of delete for all rows, because each call takes long.
         count = len(self.rows[MAX_ROWS:])
         while self.rows and self.rows[count] in discarded:
             count += 1
@@ -765,7 +765,7 @@ def configure_tk(root):
     # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
     menu = tkinter.Menu(root, tearoff=False)
-    # A click that slips chooses the first (X11), so it should do no harm.
+    # On X11, a slight mouse movement chooses the first item: it must be safe.
     for name in ("Copy", "Paste", "Cut"):
         menu.add_command(label=name,
                          command=f"event generate [focus] <<{name}>>")
@@ -786,7 +786,7 @@ NO_COLOR_FONTS = b"""<fontconfig><selectfont><rejectfont><pattern>
 
 
 def hide_color_fonts():
-    """Hide color fonts: in libXft before 2.3.6 (older Linux), they crash."""
+    """Hide color fonts: libXft before 2.3.6 (older Linux) crashes on them."""
     # Tk does not use libXft on Windows, on macOS and in some other cases.
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import ctypes

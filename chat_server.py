@@ -28,11 +28,11 @@ HOST = "127.0.0.1"  # only this computer
 PORT = 7500
 MAX_CONNECTIONS = 100  # from one computer (IP address)
 LINES_PER_SECOND = 20  # from one computer (IP address)
-BURST_SECONDS = 2  # after a pause, lines for this long are accepted together
+BURST_SECONDS = 2  # of lines, accepted in one burst after a pause
 BYTES_PER_LINE = 256  # a longer line counts as several
 MAX_LINE_BYTES = 4096  # at least 1,024 characters
 MAX_NICKNAME = 20  # characters
-NAMES_PER_LINE = 40  # in a list: 3,360 bytes at most
+NAMES_PER_LINE = 40  # in a user list: at most about 3,300 bytes
 NICKNAME_TIMEOUT = 300  # seconds
 CHUNK_SIZE = 32 * 1024  # bytes, for one recv or send
 CLOSE = b""  # in the outbox: close the connection
@@ -72,7 +72,7 @@ class ChatServer:
         self.server_socket = socket.create_server(
             (self.host, self.port), backlog=1024, dualstack_ipv6=is_ipv6,
             family=socket.AF_INET6 if is_ipv6 else socket.AF_INET)
-        self.server_socket.settimeout(0.2)  # a signal does not end accept
+        self.server_socket.settimeout(0.2)  # to notice a signal in time
         self.host, self.port = self.server_socket.getsockname()[:2]
         self.delivery_thread.start()
 
@@ -82,7 +82,7 @@ class ChatServer:
         while self.accepting:
             self.enforce_nickname_timeout()
             try:
-                # No client in time, a signal (on PyPy), or it gave up.
+                # No client within 0.2 s, or (PyPy) a signal, or it has left.
                 with contextlib.suppress(
                         socket.timeout, BlockingIOError, ConnectionError):
                     client = ClientConnection(*self.server_socket.accept())
@@ -170,7 +170,7 @@ class ChatServer:
                     self.due_times[client.ip_address] = due
                 # While this waits, nothing calls recv: TCP slows the sender.
                 while (seconds := due - time.monotonic()) > 0:
-                    # After a reset, recv still returns what came before it.
+                    # SO_ERROR: recv first returns what came before a reset.
                     if (client.disconnected.wait(min(seconds, 0.5))
                             or client.socket.getsockopt(
                                 socket.SOL_SOCKET, socket.SO_ERROR)):
@@ -178,7 +178,7 @@ class ChatServer:
                 yield [line]
 
     def process_lines(self, client, lines):
-        """Process lines (bytes). Return whether the client is to stay."""
+        """Process lines (list of bytes). Return False if the client leaves."""
         messages = []
         leaving = False
         for line in lines:
@@ -213,7 +213,7 @@ class ChatServer:
                 problem = f"The nickname {nickname} is already in use."
             if problem:
                 self.reply(client, f"NICK {problem} Choose another nickname.")
-            # If it is, enforce_nickname_timeout has just disconnected it.
+            # Otherwise it was disconnected: by the timeout, an error or stop.
             elif not client.disconnected.is_set():
                 self.broadcast_message(client, f"* {nickname} joined")
                 client.nickname = nickname
@@ -280,7 +280,7 @@ class ChatServer:
         except (OSError, ValueError, MemoryError):
             # Broken, already closed (select: ValueError), or out of memory.
             self.disconnect_client(client)
-        # Either wakes a waiting recv; on Windows, only close (issue 91913).
+        # shutdown ends a waiting recv; on Windows, close (Python issue 91913).
         with contextlib.suppress(OSError):  # already closed
             client.socket.shutdown(socket.SHUT_RDWR)
         client.socket.close()
@@ -334,11 +334,11 @@ def read_lines(client):
         yield [unfinished]
 
 
-# The text also: each invalid byte becomes three, and control characters none.
+# The limit is for bytes received and sent: an invalid byte becomes three.
 TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
 UNKNOWN = "* Unknown command: {:.40}. Available commands: /who, /quit"
 # The start of HTTP (any web page can make a browser send it), RTSP, SIP, IRC,
-# DICT, Redis (a star, a digit), a printer (1) and TLS, and a scanner's "HELP".
+# DICT, Redis (a star, a digit), LPD (byte 1) and TLS, and a scanner's "HELP".
 OTHER_PROTOCOL = re.compile(rb"[A-Z]+ .*(HTTP|RTSP|SIP)/|Host:|CAP LS|"
                             rb"CLIENT |\*\d|\x01|\x16\x03|HELP$")
 CONTROL_CHARACTERS = re.compile(
@@ -379,7 +379,7 @@ def validate_nickname(nickname, too_long):
     if normalized[0] in "*/":
         return "A nickname cannot start with * or /."
     if normalized == "you":
-        return 'The nickname "you" is reserved.'  # for one's own messages
+        return 'The nickname "you" is reserved.'  # clients show "You: "
     return ""
 
 
@@ -387,7 +387,7 @@ def validate_nickname(nickname, too_long):
 
 # Buffers: 256 KiB to send, for slow clients; 64 KiB received, which are read
 # even after their sender has left. TCP keepalive detects a dead connection:
-# after 20 idle seconds (macOS: TCP_KEEPALIVE), 4 probes, 10 seconds apart.
+# after 20 idle seconds, 4 probes, 10 s apart. Unanswered data: also 60 s.
 SOCKET_OPTIONS = {
     "SO_SNDBUF": 262_144, "SO_RCVBUF": 65_536, "TCP_NODELAY": 1,
     "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
@@ -421,7 +421,7 @@ class ClientConnection:
     def send_nowait(self, data):
         """Send bytes. Raises BlockingIOError if it would have to wait."""
         while data:
-            # Otherwise ask select. Its second list are the writable sockets.
+            # Windows: ask select. The second list has the writable sockets.
             if not MSG_DONTWAIT and not select.select(
                     [], [self.socket], [], 0)[1]:
                 raise BlockingIOError
@@ -449,19 +449,19 @@ def parse_args():
 
 
 class LogHandler(logging.StreamHandler):
-    """Prints the log. After an error (`| head -3` has ended), nothing."""
+    """Prints the log, but nothing after an error (`| head -3` has ended)."""
 
     def handleError(self, record):
         if sys.stdout:
-            sys.stdout = None  # otherwise Python's end reports it also
+            sys.stdout = None  # otherwise Python reports it again at exit
             try:
-                print("Cannot print the log any more.", file=sys.stderr)
+                print("Cannot print the log anymore.", file=sys.stderr)
             except OSError:
-                sys.stderr = None  # It is broken also.
+                sys.stderr = None  # It is also broken.
 
 
 def start_logging(quiet, trace):
-    """Log in a thread: a click blocks a Windows console. Return a listener."""
+    """Log in a thread (a Windows console can pause). Return a listener."""
     level = "DEBUG" if trace else "ERROR" if quiet else "INFO"
     prefix = "[%(threadName)s] %(funcName)s: " if trace else ""
     if hasattr(sys.stdout, "reconfigure"):  # not in IDLE

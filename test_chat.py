@@ -1240,7 +1240,7 @@ sys.stdout = Shell()"""
             program.process.send_signal(signal.SIGINT)
         check_received(
             [(program.wait(), program.log) for program in programs],
-            [(0, "Cannot print the log any more.\n"), (0, "")])
+            [(0, "Cannot print the log anymore.\n"), (0, "")])
 
 
 # --- The server program: limits of the system ---
