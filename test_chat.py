@@ -2410,7 +2410,7 @@ class KeyboardTest(WindowTestCase):
             check_received(self.entry.get(), layout)
             self.entry.delete(0, "end")
         self.entry.insert(0, "one two")
-        self.press(self.entry, "Control-Lock-A")
+        self.entry.event_generate("<Key>", keycode=38, state=4 | 2)
         check_received(self.entry.selection_get(), "one two")
 
     def test_alt_types_nothing_and_altgr_types_on_the_messages(self):
