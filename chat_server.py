@@ -455,7 +455,8 @@ class LogHandler(logging.StreamHandler):
         if sys.stdout:
             sys.stdout = None  # otherwise Python reports it again at exit
             try:
-                print("Cannot print the log anymore.", file=sys.stderr)
+                print("Cannot print the log anymore.", file=sys.stderr,
+                      flush=True)
             except OSError:
                 sys.stderr = None  # It is also broken.
 
@@ -464,7 +465,7 @@ def start_logging(quiet, trace):
     """Log in a thread (a Windows console can pause). Return a listener."""
     level = "DEBUG" if trace else "ERROR" if quiet else "INFO"
     prefix = "[%(threadName)s] %(funcName)s: " if trace else ""
-    if hasattr(sys.stdout, "reconfigure"):  # not in IDLE
+    with contextlib.suppress(AttributeError):  # in IDLE
         sys.stdout.reconfigure(errors="backslashreplace")
     records = queue.SimpleQueue()
     logging.basicConfig(
@@ -490,9 +491,8 @@ def join_instructions(host, port):
                 host = udp_socket.getsockname()[0]
         except OSError:
             return (f"On the other computers: {command}\n"
-                    "There, enter this computer's address as the server "
-                    "(ipconfig; macOS: ipconfig getifaddr en0; Linux: "
-                    "hostname -I).")
+                    "There, enter this computer's address as the server: see "
+                    "ipconfig (macOS: ipconfig getifaddr en0) or hostname -I.")
     return f"On the other computers: {command} --host {host}"
 
 

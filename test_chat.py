@@ -2474,7 +2474,7 @@ class LookTest(WindowTestCase):
         messages = self.window.message_list
         messages.messages = [chat_client.Message(text, "") for text in [
             *(f"{n} some words in a sentence {n % 99}" for n in range(5000)),
-            *(f"{n} " + "x" * 4090 for n in range(200))]]
+            *(f"{n} " + "x" * 4090 for n in range(50))]]
         for size in (13, 40):
             messages.font.configure(size=size)
             # Processor time, because other programs need time also.
@@ -2483,7 +2483,7 @@ class LookTest(WindowTestCase):
             seconds = time.thread_time() - started
             # Measured on Linux. Elsewhere, fonts can be slower.
             self.assertLess(seconds, 0.1 if LINUX else 0.5, size)
-            del messages.messages[-200:]
+            del messages.messages[-50:]
 
     def test_window_receives_messages_after_an_error_in_its_timer(self):
         self.chat()
