@@ -2723,7 +2723,7 @@ class ReadmeTest(ChatTest):
 
     def test_readme_limits_are_correct(self):
         table = self.readme.split("### Limits")[1].split("###")[0]
-        server = chat_server
+        server, client = chat_server, chat_client
         options = server.SOCKET_OPTIONS
         seconds = (options["TCP_KEEPIDLE"]
                    + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"])
@@ -2737,10 +2737,12 @@ class ReadmeTest(ChatTest):
                 f"{server.MAX_CONNECTIONS} (with `--rate 0`",
                 f"{options['SO_SNDBUF'] // 1024} KiB, and the buffers",
                 f"after about {seconds} seconds | `SOCKET_OPTIONS`",
-                f"{chat_client.JOIN_TIMEOUT} seconds | `JOIN_TIMEOUT`",
-                f"{chat_client.MAX_LINES_PER_SEND} | `MAX_LINES_PER_SEND`",
-                (f"{chat_client.MAX_MESSAGES}, in at most "
-                 f"{chat_client.MAX_ROWS:,} rows | `MAX_MESSAGES`")):
+                f"{client.JOIN_TIMEOUT} seconds; {client.JOIN_TIMEOUT / 4} ",
+                f"{client.CLOSE_TIMEOUT} seconds; a second Ctrl+C",
+                f"{client.MAX_RECEIVED_BYTES} bytes; the rest is cut off |",
+                f"{client.MAX_LINES_PER_SEND} | `MAX_LINES_PER_SEND`",
+                f"{client.MAX_MESSAGES} | `MAX_MESSAGES`",
+                f"{client.MAX_ROWS:,} | `MAX_ROWS`"):
             self.assertIn(f"| {row}", table)
 
     def test_readme_names_tests_that_exist(self):
