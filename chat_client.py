@@ -724,8 +724,8 @@ class MessageList:
 
 # A Chinese, Japanese or Korean character or an emoji, or else a word with the
 # space after it: a row can end after each of them.
-WORD = ("[\u2e80-\uffef\U0001f000-\U0003ffff]|"
-        "[^\u2e80-\uffef\U0001f000-\U0003ffff ]* ?")
+WORD = re.compile("[\u2e80-\uffef\U0001f000-\U0003ffff]|"
+                  "[^\u2e80-\uffef\U0001f000-\U0003ffff ]* ?")
 
 
 def wrap(text, width, text_width):
@@ -736,10 +736,9 @@ def wrap(text, width, text_width):
     """
     rows = [""]
     remaining_width = width
-    for word in re.findall(WORD, text):
-        parts = [word]
-        if text_width(word) > width:
-            parts = word  # its characters
+    for word in WORD.findall(text):
+        # Otherwise, its characters are the parts.
+        parts = [word] if text_width(word) <= width else word
         for part in parts:
             part_width = text_width(part)
             if part_width > remaining_width:
