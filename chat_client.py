@@ -272,7 +272,7 @@ def join_in_terminal(host, port, nickname):
         client.start()
         # Before Python 3.14, Ctrl+C does not end get on Windows (issue 74157).
         while client.incoming.empty():
-            time.sleep(0.05)
+            time.sleep(0.01)
         kind, answer = client.incoming.get()
         if kind == "line":
             return client, answer
