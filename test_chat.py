@@ -1247,6 +1247,8 @@ sys.stdout = Shell()"""
             self.join_clients(program, "Ada", "Grace")
             self.run_dialogue("Ada > hello\nGrace < Ada: hello")
             program.process.send_signal(signal.SIGINT)
+            # This ends the wait in accept.
+            self.connect_to(program)
         check_received(
             [(program.wait(), program.log) for program in programs],
             [(0, "Cannot print the log anymore.\n"), (0, "")])
@@ -2232,9 +2234,8 @@ class ReadingTest(WindowTestCase):
 
     def test_long_messages_are_wrapped_again_when_the_width_changes(self):
         self.chat(*self.LONG, "marker")
-        for width in (1000, 400):
-            self.resize(width)
-            self.assert_wrapped(*self.LONG)
+        self.resize(400)
+        self.assert_wrapped(*self.LONG)
 
     def test_control_plus_and_minus_change_the_text_size(self):
         self.chat(*self.LONG, "marker")
