@@ -59,7 +59,7 @@ class ChatServer:
         self.outbox = queue.SimpleQueue()  # of (recipients, bytes)
         self.connected_clients = set()  # all whose threads are running
         self.members = {}  # normalized nickname -> client that has joined
-        self.due_times = {}  # IP address -> when its latest line is due
+        self.due_times = {}  # IP address -> when its next line is due
         # A thread must hold the lock to change these three or to loop over
         # them; other threads wait. RLock: its holder can acquire it again.
         self.lock = threading.RLock()
@@ -106,8 +106,7 @@ class ChatServer:
             for client in self.connected_clients:
                 if (not client.nickname
                         and client.nickname_deadline < time.monotonic()):
-                    self.reply(client, "* No nickname was received within "
-                                       f"{NICKNAME_TIMEOUT} seconds.")
+                    self.reply(client, "* No nickname was accepted in time.")
                     self.disconnect_client(client)
 
     def start_client_thread(self, client):
@@ -135,9 +134,7 @@ class ChatServer:
         client.set_socket_options()
         self.reply(client, "NICK Choose a nickname.")
         # Both are generators: they run only when the loop asks for lines.
-        batches = read_lines(client)
-        if self.rate:
-            batches = self.limit_rate(client, batches)
+        batches = self.limit_rate(client) if self.rate else read_lines(client)
         try:
             for lines in batches:
                 if not self.process_lines(client, lines):
@@ -145,33 +142,37 @@ class ChatServer:
         except OSError as error:
             # After the server has closed the connection, an error is expected.
             if not client.disconnected.is_set():
-                logger.info(f"{client} from {client.ip_address}: "
-                            f"connection lost ({error})")
+                logger.info(
+                    f"{client} {client.ip_address}: connection lost ({error})")
         finally:
             self.disconnect_client(client)
             with self.lock:
                 self.connected_clients.remove(client)
 
     # A token bucket that stores times in place of tokens (GCRA). Example:
-    # after a pause, 41 lines arrive at 10.00 seconds. They are due at 8.05,
-    # 8.10, 8.15 … The 40th, at 10.00, does not wait. The 41st does: 10.05.
-    def limit_rate(self, client, batches):
-        """Yield each line (a list of one) when it is due."""
-        for lines in batches:
+    # after a pause, 42 lines arrive at 10.00 seconds. They are due at 8.00,
+    # 8.05, 8.10 … The 41st, at 10.00, does not wait. The 42nd does: 10.05.
+    def limit_rate(self, client):
+        """Yield each received line (a list of one) when it is due."""
+        for lines in read_lines(client):
             for line in lines:
-                earliest = time.monotonic() - BURST_SECONDS
-                # Without the lock, two lines could get the same due time.
-                with self.lock:
-                    self.due_times = {
-                        address: due for address, due
-                        in self.due_times.items() if due > earliest}
-                    due = self.due_times.get(client.ip_address, earliest)
-                    due += max(1, len(line) / BYTES_PER_LINE) / self.rate
-                    self.due_times[client.ip_address] = due
-                # While this waits, nothing calls recv: TCP slows the sender.
-                while (seconds := due - time.monotonic()) > 0:
-                    # SO_ERROR: recv first returns what came before a reset.
-                    if (client.disconnected.wait(min(seconds, 0.5))
+                while True:
+                    now = time.monotonic()
+                    earliest = now - BURST_SECONDS
+                    # Without the lock, two lines could use the same time.
+                    with self.lock:
+                        self.due_times = {
+                            address: due for address, due
+                            in self.due_times.items() if due > earliest}
+                        due = self.due_times.get(client.ip_address, earliest)
+                        if due <= now:
+                            size = len(line[:MAX_LINE_BYTES])
+                            due += max(1, size / BYTES_PER_LINE) / self.rate
+                            self.due_times[client.ip_address] = due
+                            break
+                    # Nothing calls recv now: TCP slows the sender. (recv first
+                    # returns what came before a reset. SO_ERROR shows it.)
+                    if (client.disconnected.wait(min(due - now, 0.5))
                             or client.socket.getsockopt(
                                 socket.SOL_SOCKET, socket.SO_ERROR)):
                         return
@@ -213,8 +214,7 @@ class ChatServer:
                 problem = f"The nickname {nickname} is already in use."
             if problem:
                 self.reply(client, f"NICK {problem} Choose another nickname.")
-            # Otherwise it was disconnected: by the timeout, an error or stop.
-            elif not client.disconnected.is_set():
+            elif not client.disconnected.is_set():  # by timeout, error, stop
                 self.broadcast_message(client, f"* {nickname} joined")
                 client.nickname = nickname
                 client.thread.name = nickname
@@ -228,9 +228,8 @@ class ChatServer:
         # Without the lock, somebody could leave before the list is queued.
         with self.lock:
             names = [member.nickname for member in self.members.values()]
-            count = len(names)
             while names:
-                self.reply(client, f"* Online ({count}): "
+                self.reply(client, f"* Online ({len(self.members)}): "
                                    f"{', '.join(names[:NAMES_PER_LINE])}")
                 del names[:NAMES_PER_LINE]
 
@@ -412,8 +411,7 @@ class ClientConnection:
     def set_socket_options(self):
         """Set the SOCKET_OPTIONS that this system has."""
         for name, value in SOCKET_OPTIONS.items():
-            level = (socket.SOL_SOCKET if name.startswith("SO_")
-                     else socket.IPPROTO_TCP)
+            level = socket.SOL_SOCKET if "SO_" in name else socket.IPPROTO_TCP
             # This system does not have it, or the connection is closed.
             with contextlib.suppress(AttributeError, OSError):
                 self.socket.setsockopt(level, getattr(socket, name), value)
@@ -433,10 +431,12 @@ class ClientConnection:
 def parse_args():
     """Return the command-line options, or exit if they are not valid."""
     parser = argparse.ArgumentParser(description="A chat server.")
-    parser.add_argument("--host", default=HOST, help="address to listen on "
-                        "(0.0.0.0: all interfaces; default: %(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="port to "
-                        "listen on (0: any free port; default: %(default)s)")
+    parser.add_argument(
+        "--host", default=HOST,
+        help="address to listen on (0.0.0.0: all; default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=PORT,
+        help="port to listen on (0: any free port; default: %(default)s)")
     parser.add_argument("--rate", type=int, default=LINES_PER_SECOND,
                         help="lines per second from one computer (0: no "
                         "limits, for experiments; default: %(default)s)")
