@@ -6,7 +6,8 @@ Join it:  python chat_client.py                 (or by hand: nc 127.0.0.1 7500)
 
 Each client has a thread that receives (handle_client) and puts (recipients,
 bytes) in a queue, the outbox. Only the delivery thread (deliver_messages)
-sends: a slow client delays nobody, and all receive messages in the same order.
+sends, and it never waits: a client that is too slow is disconnected and delays
+nobody. All receive the messages in the same order.
 """
 
 import argparse
@@ -29,7 +30,7 @@ PORT = 7500
 MAX_CONNECTIONS = 100  # from one computer (IP address)
 LINES_PER_SECOND = 20  # from one computer (IP address)
 BURST_SECONDS = 2  # of lines, accepted in one burst after a pause
-BYTES_PER_LINE = 256  # a longer line counts as several
+BYTES_PER_LINE = 256  # a longer line counts as several, at most 16
 MAX_LINE_BYTES = 4096  # at least 1,024 characters
 MAX_NICKNAME = 20  # characters
 NAMES_PER_LINE = 40  # in a user list: at most about 3,300 bytes
@@ -170,8 +171,8 @@ class ChatServer:
                             due += max(1, size / BYTES_PER_LINE) / self.rate
                             self.due_times[client.ip_address] = due
                             break
-                    # Nothing calls recv now: TCP slows the sender. (recv first
-                    # returns what came before a reset. SO_ERROR shows it.)
+                    # Meanwhile, nothing calls recv: TCP slows the sender. If
+                    # it resets the connection, only SO_ERROR shows that now.
                     if (client.disconnected.wait(min(due - now, 0.5))
                             or client.socket.getsockopt(
                                 socket.SOL_SOCKET, socket.SO_ERROR)):
@@ -294,9 +295,8 @@ class ChatServer:
                 self.broadcast_message(client, f"* {client} left{reason}")
                 del self.members[normalize_nickname(client.nickname)]
                 logger.info(f"{client} left{reason}")
-            client.disconnected.set()
-            # Items that are already in the outbox are sent first.
-            self.queue([client], CLOSE)
+            client.disconnected.set()  # From now on, it cannot broadcast.
+            self.queue([client], CLOSE)  # after what is already queued
 
     def stop(self):
         """Notify and disconnect all clients, and end all threads."""
@@ -449,10 +449,10 @@ def parse_args():
 
 
 class LogHandler(logging.StreamHandler):
-    """Prints the log, but nothing after an error (`| head -3` has ended)."""
+    """Prints the log. logging calls handleError if that is not possible."""
 
     def handleError(self, record):
-        if sys.stdout:
+        if sys.stdout:  # the first error: for example, `| head -3` has ended
             sys.stdout = None  # otherwise Python reports it again at exit
             try:
                 print("Cannot print the log anymore.", file=sys.stderr,
