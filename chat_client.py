@@ -62,10 +62,11 @@ class NicknameError(ChatError):
     """The nickname was rejected. The text is the reason."""
 
 
-# TCP keepalive detects a dead connection: after 20 idle seconds, 4 probes, 10
-# seconds apart. Unanswered data: also 60 seconds.
+# NODELAY: send at once. TCP keepalive detects a dead connection: after 20 idle
+# seconds, 4 probes, 10 seconds apart. Unanswered data: also 60 seconds.
 SOCKET_OPTIONS = {
-    "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
+    "TCP_NODELAY": 1, "SO_KEEPALIVE": 1,
+    "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,  # the same on other systems
     "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
 # These could control the terminal, or look like the end of a line.
 CONTROL_CHARACTERS = re.compile(
@@ -144,8 +145,7 @@ class ChatClient:
                 "there with --host 0.0.0.0.") from error
         self.socket.settimeout(None)  # From now on, reads wait indefinitely.
         for name, value in SOCKET_OPTIONS.items():
-            level = (socket.SOL_SOCKET if name.startswith("SO_")
-                     else socket.IPPROTO_TCP)
+            level = socket.SOL_SOCKET if "SO_" in name else socket.IPPROTO_TCP
             # This system does not have it, or the connection is closed.
             with contextlib.suppress(AttributeError, OSError):
                 self.socket.setsockopt(level, getattr(socket, name), value)
@@ -304,7 +304,7 @@ def send_input(client):
 
 
 def print_lines(client, line):
-    """Print this line, then each received line. A thread runs this."""
+    """Print this line, then those received. An error ends the program."""
     # OSError: broken pipe (nobody reads the output) or full disk.
     with contextlib.suppress(OSError):
         kind = "line"
@@ -324,7 +324,7 @@ def print_lines(client, line):
 
 
 def terminal_rows(text):
-    """Return text as rows that fit in the terminal; [] without a terminal."""
+    """Return text as rows of the terminal; [] on Windows and in pipes."""
     if os.name == "nt" or not sys.stdin.isatty() or not sys.stdout.isatty():
         return []
     # From U+1100 on, a character can be two columns wide.
@@ -336,7 +336,7 @@ def print_line(line):
     """Print a line or an error; in a terminal, above the row being typed."""
     rows = terminal_rows(f"{line}")
     if not rows or os.environ.get("TERM") == "dumb":
-        print(line)
+        print(f"{line}\n", end="")  # One write: other threads print also.
         return
     indent = ""
     for row in rows:
@@ -345,7 +345,7 @@ def print_line(line):
         # (8), move it down (B) with its row. Without \n, logs have no lines.
         print(f"\x1bD\x1b[A\x1b7\r\x1b[L{indent}{row}\n\x1b8\x1b[B",
               end="", flush=True)
-        # Without it, the next row could look like a message of its own.
+        # Without an indent, the next row could look like another message.
         indent = "  "
 
 
@@ -538,7 +538,8 @@ class ChatWindow:
         entry.bind("<Prior>", f"{listbox} yview scroll -1 pages")  # Page Up
         entry.bind("<Next>", f"{listbox} yview scroll 1 pages")  # Page Down
         modifier = "Command" if sys.platform == "darwin" else "Control"
-        for key, step in {"plus": 1, "equal": 1, "minus": -1}.items():
+        for key, step in {"plus": 1, "equal": 1, "KP_Add": 1,
+                          "minus": -1, "KP_Subtract": -1}.items():
             self.root.bind(f"<{modifier}-{key}>",
                            functools.partial(self.message_list.zoom, step))
         # Alphabets without A, C, V and X: the keys at their places.
@@ -637,27 +638,29 @@ class MessageList:
             color = NOTICE_COLOR
         message = Message(line, color)
         self.messages.append(message)
-        rows = self.wrap_message(message)
-        self.append_rows(rows, [message] * len(rows))
+        self.append_rows(self.wrap_message(message))
         if self.at_bottom:
             self.listbox.see("end")
 
     def wrap_message(self, message):
-        """Return the rows (list of str) of a message with its time."""
-        indent = self.text_width(message.time)
-        first, *others = wrap(
-            message.text, self.width - MARGIN - indent, self.text_width)
-        # Before the other rows: spaces that are as wide as the time.
-        spaces = " " * round(indent / self.text_width(" "))
-        return [message.time + first, *[spaces + row for row in others]]
+        """Return the rows of a message: a list of (text, message)."""
+        start = message.time
+        indent = self.text_width(start)
+        rows = []
+        for text in wrap(
+                message.text, self.width - MARGIN - indent, self.text_width):
+            rows.append((start + text, message))
+            # The other rows start with spaces that are as wide as the time.
+            start = " " * round(indent / self.text_width(" "))
+        return rows
 
-    def append_rows(self, rows, messages):
-        """Append rows (list of str) and the message that each belongs to."""
-        self.listbox.insert("end", *rows)
-        for index, message in enumerate(messages, len(self.rows)):
+    def append_rows(self, rows):
+        """Append rows: a list of (text, message)."""
+        self.listbox.insert("end", *[text for text, message in rows])
+        for index, (text, message) in enumerate(rows, len(self.rows)):
             if message.color:
                 self.listbox.itemconfigure(index, foreground=message.color)
-        self.rows += messages
+        self.rows += [message for text, message in rows]
 
     def trim_history(self):
         """Keep at most MAX_MESSAGES, and show at most MAX_ROWS."""
@@ -691,12 +694,10 @@ class MessageList:
         self.listbox.delete(0, "end")
         # The newest first: if all are too many rows, the oldest are not shown.
         rows = []
-        messages = []
         for message in reversed(self.messages):
             if len(rows) < MAX_ROWS:
                 rows += reversed(self.wrap_message(message))
-                messages += [message] * (len(rows) - len(messages))
-        self.append_rows(rows[::-1], messages[::-1])
+        self.append_rows(rows[::-1])
         for index, message in enumerate(self.rows):
             if message in selected:
                 self.listbox.selection_set(index)
@@ -734,7 +735,8 @@ def wrap(text, width, text_width):
     text_width is a function that returns the width of a text in the same unit.
     A word that is wider than a row is cut between two characters.
     """
-    rows = [""]
+    rows = []
+    row = ""
     remaining_width = width
     for word in WORD.findall(text):
         # Otherwise, its characters are the parts.
@@ -742,11 +744,12 @@ def wrap(text, width, text_width):
         for part in parts:
             part_width = text_width(part)
             if part_width > remaining_width:
-                rows.append("")
+                rows.append(row)
+                row = ""
                 remaining_width = width
-            rows[-1] += part
+            row += part
             remaining_width -= part_width
-    return rows
+    return [*rows, row]
 
 
 def configure_tk(root):

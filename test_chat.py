@@ -2202,7 +2202,7 @@ class ReadingTest(WindowTestCase):
             times[1:], times)), 0.1)
 
     def zoom(self, key, count):
-        """Press Ctrl+plus or Ctrl+minus."""
+        """Press Ctrl and this key: plus or minus, also of the keypad."""
         self.press(self.listbox, *[f"{self.MODIFIER}-{key}"] * count)
 
     def copied(self):
@@ -2263,9 +2263,9 @@ class ReadingTest(WindowTestCase):
         self.patch(chat_client, "MAX_ROWS", 50)
         self.chat(*["words that need several rows in large text"] * 40)
         rows = self.rows()
-        self.zoom("plus", 27)
+        self.zoom("KP_Add", 27)
         self.pump(lambda: len(self.rows()) == 50)
-        self.zoom("minus", 27)
+        self.zoom("KP_Subtract", 27)
         check_received(self.rows(), rows)
 
     def test_resized_list_stays_at_the_bottom_or_keeps_its_top_message(self):
