@@ -626,7 +626,7 @@ class MessageList:
         self.rows = []  # the Message of each row of the Listbox
         self.at_bottom = True  # whether the last row is visible
         self.width = listbox.winfo_reqwidth()  # pixels
-        self.font = font.nametofont("TkTextFont")
+        self.font = font.Font(listbox, name="TkTextFont", exists=True)
         # measure is slow, so its results are cached.
         self.text_width = functools.lru_cache(10_000)(self.font.measure)
         listbox.bind("<Configure>", self.on_resize)
@@ -754,16 +754,16 @@ def wrap(text, width, text_width):
 
 def configure_tk(root):
     """Set the text size, keys and the context menu of all widgets."""
-    font.nametofont("TkTextFont").configure(size=13)  # points
+    root.eval("font configure TkTextFont -size 13")  # points
     # <<Return>> is our name for two keys. In Tcl, %W is the widget.
     root.event_add("<<Return>>", "<Return>", "<KP_Enter>")
     root.bind_class("TButton", "<<Return>>", "%W invoke")
     if root.call("tk", "windowingsystem") == "x11":
-        ttk.Style().theme_use("clam")  # The default theme looks old.
+        ttk.Style(root).theme_use("clam")  # The default theme looks old.
         keys = ("<Control-a>", "<Control-Lock-A>")  # with Caps Lock
         root.event_delete("<<LineStart>>", *keys)
         root.event_add("<<SelectAll>>", *keys)
-    ttk.Style().configure(".", font="TkTextFont")
+    ttk.Style(root).configure(".", font="TkTextFont")
     # Otherwise the text cursor does not move when the text size changes.
     root.bind_class("TEntry", "<Configure>", "%W configure -font TkTextFont")
     menu = tkinter.Menu(root, tearoff=False)

@@ -898,7 +898,7 @@ class TrafficTest(ChatTest):
         for text in texts:
             for sender in senders:
                 sender.send(text)
-        lines = [listener.line() for _ in range(30 * 25)]
+        lines = [listener.line() for _ in range(750)]
         for nickname, sender in zip(nicknames, senders):
             own = [f"{nickname}: {text}" for text in texts]
             check_received([line for line in lines if line in own], own)
@@ -986,8 +986,8 @@ class ErrorTest(ChatTest):
         connection = self.connection_of("Ada").socket
         self.assert_options(connection)
         # Linux doubles the sizes that it is told to set.
-        for buffer, size in ((socket.SO_SNDBUF, 256 * 1024),
-                             (socket.SO_RCVBUF, 64 * 1024)):
+        for buffer, size in ((socket.SO_SNDBUF, 262_144),
+                             (socket.SO_RCVBUF, 65_536)):
             self.assertIn(connection.getsockopt(socket.SOL_SOCKET, buffer),
                           (size, 2 * size))
 
@@ -2103,7 +2103,7 @@ class DialogTest(WindowTestCase):
             (str(label["foreground"]), self.dialog.window.resizable()),
             (chat_client.ERROR_COLOR, (False, False)))
         # With another text size, the text still is as wide as the fields.
-        self.tkinter.font.nametofont("TkTextFont").configure(size=28)
+        self.window.message_list.font.configure(size=28)
         field = self.dialog.fields[0]
         self.pump(lambda: label["wraplength"] == field.winfo_width() > 500)
 
@@ -2220,7 +2220,7 @@ class ReadingTest(WindowTestCase):
     def assert_wrapped(self, *texts):
         """Assert that Grace's messages are wrapped to the window's width."""
         check_received(self.listbox.xview(), (0, 1), "the visible part")
-        measure = self.tkinter.font.nametofont("TkTextFont").measure
+        measure = self.window.message_list.font.measure
         # The second rows of a message begin with a space.
         messages = re.split(r"\n(?! )", "\n".join(self.rows()))
         for text, message in zip(texts, messages[2:]):
@@ -2243,7 +2243,7 @@ class ReadingTest(WindowTestCase):
 
     def test_control_plus_and_minus_change_the_text_size(self):
         self.chat(*self.LONG, "marker")
-        font = self.tkinter.font.nametofont("TkTextFont")
+        font = self.window.message_list.font
         size = font["size"]
         width = self.root.winfo_width()
         rows = self.rows()
@@ -2536,12 +2536,15 @@ class LookTest(WindowTestCase):
 
 class UnreadTest(WindowTestCase):
     def test_messages_are_unread_until_the_user_sees_the_last_one(self):
-        self.chat(*map(str, range(100)))
-        self.focus(self.entry)
-        self.wait_for_title("Chat - Ada")
-        # For Tk, this could be the window of another program.
+        # For Tk, this could be the window of another program. Some functions
+        # of Tkinter use the first window when they are not told which one.
         other = self.tkinter.Tk()
         self.addCleanup(other.destroy)
+        self.chat(*map(str, range(100)))
+        self.assertEqual(self.root.eval("font measure TkTextFont W"),
+                         f"{self.window.message_list.text_width('W')}")
+        self.focus(self.entry)
+        self.wait_for_title("Chat - Ada")
         self.pump(lambda: other.update() or not self.root.focus_displayof()
                   or other.focus_force())
         self.receive("one", "two", "* three")
