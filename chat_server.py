@@ -15,6 +15,7 @@ import collections
 import contextlib
 import errno
 import logging.handlers
+import os
 import queue
 import re
 import select
@@ -66,7 +67,7 @@ class ChatServer:
         self.lock = threading.RLock()
 
     def start(self):
-        """Listen, start delivery. Raises OSError, TypeError, ValueError."""
+        """Listen, start delivery. Raises OSError, and more for bad input."""
         is_ipv6 = ":" in self.host
         # socket, setsockopt, bind and listen in one. It sets SO_REUSEADDR (to
         # restart on the same port), but not where servers could then share it.
@@ -113,8 +114,7 @@ class ChatServer:
     def start_client_thread(self, client):
         """Start a new client's thread, or refuse it. Raises RuntimeError."""
         client.thread = threading.Thread(
-            target=self.handle_client, args=(client,), daemon=True,
-            name="unnamed client")
+            target=self.handle_client, args=(client,), name="unnamed client")
         # Without the lock, the thread could end before the client is added.
         with self.lock:
             count = sum(client.ip_address == other.ip_address
@@ -141,10 +141,9 @@ class ChatServer:
                 if not self.process_lines(client, lines):
                     break
         except OSError as error:
-            # After the server has closed the connection, an error is expected.
-            if not client.disconnected.is_set():
-                logger.info(
-                    f"{client} {client.ip_address}: connection lost ({error})")
+            if not client.disconnected.is_set():  # Otherwise it is expected.
+                logger.info(f"{client} from {client.ip_address} lost the "
+                            f"connection ({error})")
         finally:
             self.disconnect_client(client)
             with self.lock:
@@ -186,13 +185,13 @@ class ChatServer:
         for line in lines:
             text = sanitize(line)
             command = text.split(" ")[0]
-            is_foreign = not client.nickname and OTHER_PROTOCOL.match(line)
-            if is_foreign or command == "/quit":
+            foreign = not client.nickname and OTHER_PROTOCOL.match(line)
+            if foreign or command == "/quit" or client.disconnected.is_set():
                 leaving = True
                 break
             too_long = max(len(line), len(text.encode())) > MAX_LINE_BYTES
             if not client.nickname:
-                self.join_room(client, " ".join(text.split()), too_long)
+                self.join_room(client, TOO_LONG if too_long else text)
             elif too_long:
                 self.reply(client, TOO_LONG)
             elif command == "/who":
@@ -204,15 +203,14 @@ class ChatServer:
         self.broadcast_message(client, "\n".join(messages))
         for message in messages:
             logger.info(message)
-        return not leaving and not client.disconnected.is_set()
+        return not leaving
 
-    def join_room(self, client, nickname, too_long):
-        """Add the client to the room, or ask it for another nickname."""
-        problem = validate_nickname(nickname, too_long)
+    def join_room(self, client, nickname):
+        """Add a client to the room, or ask for another nickname (str)."""
+        nickname = " ".join(nickname.split())
         # Without the lock, two clients could take the same nickname.
         with self.lock:
-            if not problem and normalize_nickname(nickname) in self.members:
-                problem = f"The nickname {nickname} is already in use."
+            problem = validate_nickname(nickname, self.members)
             if problem:
                 self.reply(client, f"NICK {problem} Choose another nickname.")
             elif not client.disconnected.is_set():  # by timeout, error, stop
@@ -333,7 +331,7 @@ def read_lines(client):
         yield [unfinished]
 
 
-# The limit is for bytes received and sent: an invalid byte becomes three.
+# For bytes received and sent (an invalid byte becomes three), and nicknames.
 TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
 UNKNOWN = "* Unknown command: {:.40}. Available commands: /who, /quit"
 # The start of HTTP (any web page can make a browser send it), RTSP, SIP, IRC,
@@ -363,12 +361,11 @@ def normalize_nickname(nickname):
     return " ".join(nickname.casefold().split())
 
 
-def validate_nickname(nickname, too_long):
-    """Return why the nickname is invalid (str), or "" if it is valid."""
+def validate_nickname(nickname, members):
+    """Return why the nickname is not possible (str), or "" if it is."""
     if "\ufffd" in nickname:  # from sanitize
         return "A nickname must be text in UTF-8."
-    # Checked early: normalizing a very long nickname would be slow.
-    if too_long or len(nickname) > MAX_NICKNAME:
+    if len(nickname) > MAX_NICKNAME:  # early: to normalize it can be slow
         return f"A nickname can have at most {MAX_NICKNAME} characters."
     normalized = normalize_nickname(nickname)
     if not normalized:
@@ -379,6 +376,8 @@ def validate_nickname(nickname, too_long):
         return "A nickname cannot start with * or /."
     if normalized == "you":
         return 'The nickname "you" is reserved.'  # clients show "You: "
+    if normalized in members:
+        return f"The nickname {nickname} is already in use."
     return ""
 
 
@@ -443,8 +442,8 @@ def parse_args():
     parser.add_argument("--quiet", action="store_true", help="log only errors")
     parser.add_argument("--trace", action="store_true", help="log each step")
     args = parser.parse_args()
-    if not 0 <= args.port <= 65535 or args.rate < 0:
-        parser.error("--port must be from 0 to 65535, --rate at least 0")
+    if args.rate < 0:
+        parser.error("--rate must be at least 0")
     return args
 
 
@@ -455,8 +454,7 @@ class LogHandler(logging.StreamHandler):
         if sys.stdout:  # the first error: for example, `| head -3` has ended
             sys.stdout = None  # otherwise Python reports it again at exit
             try:
-                print("Cannot print the log anymore.", file=sys.stderr,
-                      flush=True)
+                print("Cannot print the log.", file=sys.stderr, flush=True)
             except OSError:
                 sys.stderr = None  # It is also broken.
 
@@ -506,23 +504,25 @@ def main():
     server = ChatServer(args.host, args.port, args.rate)
     try:
         server.start()
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:
         is_taken = error.args[0] in (errno.EADDRINUSE, errno.EACCES)
         sys.exit(f"Cannot listen on {args.host} port {args.port}: "
                  f"{PORT_TAKEN if is_taken else error}")
     listener = start_logging(args.quiet, args.trace)
-    # IDLE and python -i keep running: restore their handlers at the end.
     handlers = {number: signal.signal(number, server.handle_signal)
                 for number in signal.Signals if number.name in SIGNALS}
     try:
-        print(f"Chat server listening on {server.host} port {server.port}.")
-        print(join_instructions(server.host, server.port), flush=True)
+        print(f"Chat server listening on {server.host} port {server.port}.\n"
+              f"{join_instructions(server.host, server.port)}", flush=True)
         server.accept_connections()
     finally:
+        watchdog = threading.Timer(1.5, os._exit, [0])  # if the log is stuck
+        watchdog.start()
         server.stop()
         logger.info("The chat server has stopped.")
         listener.stop()
-        for number, handler in handlers.items():
+        watchdog.cancel()
+        for number, handler in handlers.items():  # IDLE keeps running.
             signal.signal(number, handler)
 
 
