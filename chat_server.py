@@ -6,8 +6,8 @@ Join it:  python chat_client.py                 (or by hand: nc 127.0.0.1 7500)
 
 Each client has a thread that receives (handle_client) and puts (recipients,
 bytes) in a queue, the outbox. Only the delivery thread (deliver_messages)
-sends, and it never waits: a client that is too slow is disconnected and delays
-nobody. All receive the messages in the same order.
+sends, and it never waits for a client: one that is too slow is disconnected.
+All receive the messages in the same order.
 """
 
 import argparse
@@ -30,9 +30,9 @@ HOST = "127.0.0.1"  # only this computer
 PORT = 7500
 MAX_CONNECTIONS = 100  # from one computer (IP address)
 LINES_PER_SECOND = 20  # from one computer (IP address)
-BURST_SECONDS = 2  # of lines, accepted in one burst after a pause
-BYTES_PER_LINE = 256  # a longer line counts as several, at most 16
-MAX_LINE_BYTES = 4096  # at least 1,024 characters
+BURST_SECONDS = 2  # of lines are accepted at once, after a pause
+BYTES_PER_LINE = 256  # a longer line counts for more, at most 16
+MAX_LINE_BYTES = 4096  # room for 1,024 characters or more
 MAX_NICKNAME = 20  # characters
 NAMES_PER_LINE = 40  # in a user list: at most about 3,300 bytes
 NICKNAME_TIMEOUT = 300  # seconds
@@ -67,7 +67,7 @@ class ChatServer:
         self.lock = threading.RLock()
 
     def start(self):
-        """Listen, start delivery. Raises OSError, and more for bad input."""
+        """Listen and start delivery. Raises errors: main has a list."""
         is_ipv6 = ":" in self.host
         # socket, setsockopt, bind and listen in one. It sets SO_REUSEADDR (to
         # restart on the same port), but not where servers could then share it.
@@ -84,7 +84,7 @@ class ChatServer:
         while self.accepting:
             self.enforce_nickname_timeout()
             try:
-                # No client within 0.2 s, or (PyPy) a signal, or it has left.
+                # Ignore: no client in 0.2 s, a signal (PyPy), it has left.
                 with contextlib.suppress(
                         socket.timeout, BlockingIOError, ConnectionError):
                     client = ClientConnection(*self.server_socket.accept())
@@ -166,8 +166,8 @@ class ChatServer:
                             in self.due_times.items() if due > earliest}
                         due = self.due_times.get(client.ip_address, earliest)
                         if due <= now:
-                            size = len(line[:MAX_LINE_BYTES])
-                            due += max(1, size / BYTES_PER_LINE) / self.rate
+                            due += max(1, len(line[:MAX_LINE_BYTES])
+                                       / BYTES_PER_LINE) / self.rate
                             self.due_times[client.ip_address] = due
                             break
                     # Meanwhile, nothing calls recv: TCP slows the sender. If
@@ -196,7 +196,7 @@ class ChatServer:
                 self.reply(client, TOO_LONG)
             elif command == "/who":
                 self.reply_user_list(client)
-            elif command.rfind("/") == 0:  # one slash, at the start
+            elif command.rfind("/") == 0:  # "/who", but not "/home/ada"
                 self.reply(client, UNKNOWN.format(command))
             elif VISIBLE.search(text):
                 messages.append(f"{client.nickname}: {text}")
@@ -268,7 +268,7 @@ class ChatServer:
                 return
 
     def deliver_to_client(self, client, chunks):
-        """Send chunks (list of bytes). Errors affect only this client."""
+        """Send chunks (list of bytes). Close after CLOSE or an error."""
         try:
             client.send_nowait(memoryview(b"".join(chunks)))
             if CLOSE not in chunks:
@@ -303,8 +303,7 @@ class ChatServer:
         with self.lock:
             clients = list(self.connected_clients)
             for client in clients:
-                # From now on, disconnect_client does nothing.
-                client.disconnected.set()
+                client.disconnected.set()  # disconnect_client then returns
         self.queue(clients, b"* The server has stopped.\n")
         self.queue(clients, CLOSE)
         for client in clients:
@@ -331,7 +330,7 @@ def read_lines(client):
         yield [unfinished]
 
 
-# For bytes received and sent (an invalid byte becomes three), and nicknames.
+# Before or after decoding (an invalid byte becomes three); for nicknames too.
 TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
 UNKNOWN = "* Unknown command: {:.40}. Available commands: /who, /quit"
 # The start of HTTP (any web page can make a browser send it), RTSP, SIP, IRC,
@@ -362,7 +361,7 @@ def normalize_nickname(nickname):
 
 
 def validate_nickname(nickname, members):
-    """Return why the nickname is not possible (str), or "" if it is."""
+    """Return the problem with a nickname (str), or "" if there is none."""
     if "\ufffd" in nickname:  # from sanitize
         return "A nickname must be text in UTF-8."
     if len(nickname) > MAX_NICKNAME:  # early: to normalize it can be slow
@@ -495,6 +494,7 @@ def join_instructions(host, port):
 
 
 PORT_TAKEN = "The port is in use or reserved. Choose another with --port."
+TAKEN_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 SIGNALS = ("SIGINT", "SIGTERM", "SIGBREAK")  # Ctrl+C, kill, Ctrl+Break
 
 
@@ -505,9 +505,8 @@ def main():
     try:
         server.start()
     except (OSError, OverflowError, TypeError, ValueError) as error:
-        is_taken = error.args[0] in (errno.EADDRINUSE, errno.EACCES)
         sys.exit(f"Cannot listen on {args.host} port {args.port}: "
-                 f"{PORT_TAKEN if is_taken else error}")
+                 f"{PORT_TAKEN if error.args[0] in TAKEN_ERRORS else error}")
     listener = start_logging(args.quiet, args.trace)
     handlers = {number: signal.signal(number, server.handle_signal)
                 for number in signal.Signals if number.name in SIGNALS}
@@ -517,7 +516,8 @@ def main():
         server.accept_connections()
     finally:
         watchdog = threading.Timer(1.5, os._exit, [0])  # if the log is stuck
-        watchdog.start()
+        with contextlib.suppress(RuntimeError):  # no thread is left
+            watchdog.start()
         server.stop()
         logger.info("The chat server has stopped.")
         listener.stop()
