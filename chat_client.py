@@ -723,10 +723,10 @@ class MessageList:
                 "\n".join(message.text for message in selected))
 
 
-# A Chinese, Japanese or Korean character or an emoji, or else a word with the
-# space after it: a row can end after each of them.
-WORD = re.compile("[\u2e80-\uffef\U0001f000-\U0003ffff]|"
-                  "[^\u2e80-\uffef\U0001f000-\U0003ffff ]* ?")
+# A word with the space after it, or else a space, a Chinese, Japanese or
+# Korean character or an emoji: a row can end after each of them.
+WORD = re.compile("[^\u2e80-\uffef\U0001f000-\U0003ffff ]+ ?|"
+                  "[\u2e80-\uffef\U0001f000-\U0003ffff ]")
 
 
 def wrap(text, width, text_width):
