@@ -600,10 +600,10 @@ class JoinDialog:
             self.fields.append(field)
         ttk.Button(form, text="Join", command=self.submit).pack(anchor="e")
         # Below the button, so that a long text does not move the button.
-        label = ttk.Label(form)
-        label.pack(anchor="w")
+        label = ttk.Label(form, width=1)
+        label.pack(fill="x")
         self.status_label = label
-        # Its text is as wide as the fields, which depend on the text size.
+        # The fields set the width of the text, not the reverse: hence width=1.
         field.bind("<Configure>",
                    lambda event: label.configure(wraplength=event.width))
 

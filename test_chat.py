@@ -222,9 +222,9 @@ class ManagedProcess:
 
     def wait_for_log(self, text):
         """Wait until this text is in the output or in the log."""
-        wait_until(lambda: text in self.output + self.log,
-                   lambda: f"Expected: {text}\nPrinted: {self.output}\n"
-                           f"Errors: {self.log}")
+        wait_until(
+            lambda: text in self.output + self.log, lambda:
+            f"Expected: {text}\nPrinted: {self.output}\nErrors: {self.log}")
 
     def line(self):
         """Return the next line of stdout without its line ending, or END."""
@@ -288,8 +288,8 @@ class ServerProcess(ManagedProcess):
                           self.start_lines[0])
         if not match:
             self.kill()
-            raise AssertionError("The server did not start. Printed: "
-                                 f"{self.output}Errors: {self.log}")
+            raise AssertionError(
+                f"It did not start. Printed: {self.output}Errors: {self.log}")
         self.host = match.group(1)
         self.port = int(match.group(2))
 
@@ -304,8 +304,8 @@ class ServerProcess(ManagedProcess):
             self.wait()
         status = self.wait()
         if self.log or POSIX and status:
-            raise AssertionError(f"The server ended with status {status}. "
-                                 f"Expected: 0. Errors: {self.log}")
+            raise AssertionError(
+                f"Status: {status}. Expected: 0. Errors: {self.log}")
         return time.monotonic() - started
 
 
@@ -1326,8 +1326,9 @@ chat_server.ChatServer.stop = stop_twice"""
         program.stop()
         ada.expect(STOPPED, END)
         # IDLE goes on after this.
-        self.assertRegex(program.output, "The chat server has stopped.\n"
-                         "Handlers are restored: True\n")
+        self.assertRegex(
+            program.output,
+            "The chat server has stopped.\nHandlers are restored: True\n")
 
     def test_stop_notifies_clients_when_ctrl_c_raises_an_exception(self):
         # bpython sets its own handler again at each print.
@@ -2104,10 +2105,12 @@ class DialogTest(WindowTestCase):
         check_received(
             (str(label["foreground"]), self.dialog.window.resizable()),
             (chat_client.ERROR_COLOR, (False, False)))
-        # With another text size, the text still is as wide as the fields.
+        # With another text size, the text still is as wide as the fields,
+        # and never makes them wider: they would change each other endlessly.
         self.window.message_list.font.configure(size=28)
         field = self.dialog.fields[0]
-        self.pump(lambda: label["wraplength"] == field.winfo_width() > 500)
+        self.pump(lambda: label["wraplength"] == field.winfo_width()
+                  > 500 > label.winfo_reqwidth())
 
     def test_dialog_stays_hidden_when_the_client_joins_immediately(self):
         self.chat()
@@ -2649,8 +2652,8 @@ atexit.register(lambda: print(signal.getsignal(signal.SIGINT).__name__))"""
         dialog = self.start_window(action=self.CLOSE)
         # Another window does not keep the program running.
         window = self.start_window(
-            "--nickname", "Ada", action="chat_client.other = chat_client."
-            f"tkinter.Tk(); {self.CLOSE}")
+            "--nickname", "Ada",
+            action=f"chat_client.tk = chat_client.tkinter.Tk(); {self.CLOSE}")
         self.grace.expect("* Ada joined", "* Ada left")
         window.expect_end(0, self.HANDLER)
         dialog.expect_end(0, self.HANDLER)
