@@ -17,6 +17,7 @@ import errno
 import logging.handlers
 import os
 import queue
+import random
 import re
 import select
 import signal
@@ -114,7 +115,8 @@ class ChatServer:
     def start_client_thread(self, client):
         """Start a new client's thread, or refuse it. Raises RuntimeError."""
         client.thread = threading.Thread(
-            target=self.handle_client, args=(client,), name="unnamed client")
+            target=self.handle_client, args=(client,), daemon=True,
+            name="unnamed client")
         # Without the lock, the thread could end before the client is added.
         with self.lock:
             count = sum(client.ip_address == other.ip_address
@@ -134,11 +136,10 @@ class ChatServer:
         """Receive lines until the client leaves. Its thread runs this."""
         client.set_socket_options()
         self.reply(client, "NICK Choose a nickname.")
-        # Both are generators: they run only when the loop asks for lines.
         batches = self.limit_rate(client) if self.rate else read_lines(client)
         try:
             for lines in batches:
-                if not self.process_lines(client, lines):
+                if self.process_lines(client, lines):
                     break
         except OSError as error:
             if not client.disconnected.is_set():  # Otherwise it is expected.
@@ -170,16 +171,16 @@ class ChatServer:
                                        / BYTES_PER_LINE) / self.rate
                             self.due_times[client.ip_address] = due
                             break
-                    # Meanwhile, nothing calls recv: TCP slows the sender. If
-                    # it resets the connection, only SO_ERROR shows that now.
-                    if (client.disconnected.wait(min(due - now, 0.5))
+                    # Nothing calls recv now: TCP slows the sender. Only
+                    # SO_ERROR shows a reset. Random: each thread has a chance.
+                    if (client.disconnected.wait(random.random() / 2)
                             or client.socket.getsockopt(
                                 socket.SOL_SOCKET, socket.SO_ERROR)):
                         return
                 yield [line]
 
     def process_lines(self, client, lines):
-        """Process lines (list of bytes). Return False if the client leaves."""
+        """Process lines (list of bytes). Return True if the client leaves."""
         messages = []
         leaving = False
         for line in lines:
@@ -203,7 +204,7 @@ class ChatServer:
         self.broadcast_message(client, "\n".join(messages))
         for message in messages:
             logger.info(message)
-        return not leaving
+        return leaving
 
     def join_room(self, client, nickname):
         """Add a client to the room, or ask for another nickname (str)."""
@@ -382,9 +383,8 @@ def validate_nickname(nickname, members):
 
 # --- Sockets ---
 
-# Buffers: 256 KiB to send, for slow clients; 64 KiB received, which are read
-# even after their sender has left. TCP keepalive detects a dead connection:
-# after 20 idle seconds, 4 probes, 10 s apart. Unanswered data: also 60 s.
+# Buffers: 256 KiB to send, for slow clients; 64 KiB received. Keepalive finds
+# a dead connection: 20 idle seconds, 4 probes, 10 s apart. Data to it: 60 s.
 SOCKET_OPTIONS = {
     "SO_SNDBUF": 262_144, "SO_RCVBUF": 65_536, "TCP_NODELAY": 1,
     "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
@@ -515,7 +515,7 @@ def main():
               f"{join_instructions(server.host, server.port)}", flush=True)
         server.accept_connections()
     finally:
-        watchdog = threading.Timer(1.5, os._exit, [0])  # if the log is stuck
+        watchdog = threading.Timer(1.2, os._exit, [0])  # if the log is stuck
         with contextlib.suppress(RuntimeError):  # no thread is left
             watchdog.start()
         server.stop()

@@ -829,8 +829,8 @@ class RoomTest(ChatTest):
         self.start_room("Ada", "Grace")
         client = self.connection_of("Grace")
         self.server.disconnect_client(client)
-        # False ends its thread.
-        self.assertFalse(self.server.process_lines(client, [b"hello"]))
+        # True ends its thread.
+        self.assertTrue(self.server.process_lines(client, [b"hello"]))
         self.connect_client("Alan")
         self.run_dialogue("Ada < * Grace left|* Alan joined")
 
