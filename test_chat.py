@@ -943,7 +943,7 @@ class TrafficTest(ChatTest):
 
     @linux_only
     def test_clients_that_reset_do_not_exceed_the_limit_of_threads(self):
-        program = self.start_server_process("--rate", "1")
+        program = self.start_server_process("--rate", "10")
         # All are reset before the server accepts them.
         program.process.send_signal(signal.SIGSTOP)
         for _ in range(300):
