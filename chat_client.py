@@ -66,7 +66,7 @@ class NicknameError(ChatError):
 # seconds, 4 probes, 10 seconds apart. Unanswered data: also 60 seconds.
 SOCKET_OPTIONS = {
     "TCP_NODELAY": 1, "SO_KEEPALIVE": 1,
-    "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,  # the same on other systems
+    "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,  # Linux, macOS
     "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 60_000}  # ms
 # These could control the terminal, or look like the end of a line.
 CONTROL_CHARACTERS = re.compile(
@@ -336,7 +336,7 @@ def print_line(line):
     """Print a line or an error; in a terminal, above the row being typed."""
     rows = terminal_rows(f"{line}")
     if not rows or os.environ.get("TERM") == "dumb":
-        print(f"{line}\n", end="")  # One write: other threads print also.
+        print(f"{line}\n", end="")  # one write
         return
     indent = ""
     for row in rows:

@@ -31,8 +31,8 @@ HOST = "127.0.0.1"  # only this computer
 PORT = 7500
 MAX_CONNECTIONS = 100  # from one computer (IP address)
 LINES_PER_SECOND = 20  # from one computer (IP address)
-BURST_SECONDS = 2  # of lines are accepted at once, after a pause
-BYTES_PER_LINE = 256  # a longer line counts for more, at most 16
+BURST_SECONDS = 2  # of lines, accepted immediately after a pause
+BYTES_PER_LINE = 256  # a longer line counts as up to 16
 MAX_LINE_BYTES = 4096  # room for 1,024 characters or more
 MAX_NICKNAME = 20  # characters
 NAMES_PER_LINE = 40  # in a user list: at most about 3,300 bytes
@@ -68,7 +68,7 @@ class ChatServer:
         self.lock = threading.RLock()
 
     def start(self):
-        """Listen and start delivery. Raises errors: main has a list."""
+        """Listen. Raises OSError, OverflowError, TypeError or ValueError."""
         is_ipv6 = ":" in self.host
         # socket, setsockopt, bind and listen in one. It sets SO_REUSEADDR (to
         # restart on the same port), but not where servers could then share it.
@@ -103,7 +103,7 @@ class ChatServer:
         self.accepting = False
 
     def enforce_nickname_timeout(self):
-        """Disconnect the clients that have not sent a nickname in time."""
+        """Disconnect the clients that have not joined in time."""
         # Without the lock, a client could join while this disconnects it.
         with self.lock:
             for client in self.connected_clients:
@@ -142,7 +142,7 @@ class ChatServer:
                 if self.process_lines(client, lines):
                     break
         except OSError as error:
-            if not client.disconnected.is_set():  # Otherwise it is expected.
+            if not client.disconnected.is_set():  # otherwise expected
                 logger.info(f"{client} from {client.ip_address} lost the "
                             f"connection ({error})")
         finally:
@@ -207,7 +207,7 @@ class ChatServer:
         return leaving
 
     def join_room(self, client, nickname):
-        """Add a client to the room, or ask for another nickname (str)."""
+        """Add a client, or ask for another nickname. TOO_LONG is invalid."""
         nickname = " ".join(nickname.split())
         # Without the lock, two clients could take the same nickname.
         with self.lock:
@@ -294,8 +294,8 @@ class ChatServer:
                 self.broadcast_message(client, f"* {client} left{reason}")
                 del self.members[normalize_nickname(client.nickname)]
                 logger.info(f"{client} left{reason}")
-            client.disconnected.set()  # From now on, it cannot broadcast.
-            self.queue([client], CLOSE)  # after what is already queued
+            client.disconnected.set()  # no more broadcasts
+            self.queue([client], CLOSE)  # sent last
 
     def stop(self):
         """Notify and disconnect all clients, and end all threads."""
@@ -331,7 +331,7 @@ def read_lines(client):
         yield [unfinished]
 
 
-# Before or after decoding (an invalid byte becomes three); for nicknames too.
+# The limit holds before and after decoding: an invalid byte becomes three.
 TOO_LONG = f"* Not sent: a message can have at most {MAX_LINE_BYTES} bytes."
 UNKNOWN = "* Unknown command: {:.40}. Available commands: /who, /quit"
 # The start of HTTP (any web page can make a browser send it), RTSP, SIP, IRC,
@@ -365,7 +365,7 @@ def validate_nickname(nickname, members):
     """Return the problem with a nickname (str), or "" if there is none."""
     if "\ufffd" in nickname:  # from sanitize
         return "A nickname must be text in UTF-8."
-    if len(nickname) > MAX_NICKNAME:  # early: to normalize it can be slow
+    if len(nickname) > MAX_NICKNAME:  # Normalizing is slow.
         return f"A nickname can have at most {MAX_NICKNAME} characters."
     normalized = normalize_nickname(nickname)
     if not normalized:
@@ -383,8 +383,8 @@ def validate_nickname(nickname, members):
 
 # --- Sockets ---
 
-# Buffers: 256 KiB to send, for slow clients; 64 KiB received. Keepalive finds
-# a dead connection: 20 idle seconds, 4 probes, 10 s apart. Data to it: 60 s.
+# 256 KiB to send, for slow clients; 64 KiB received. TCP detects a dead client
+# with keepalive (20 s idle, 4 probes, 10 s apart) or unanswered data (60 s).
 SOCKET_OPTIONS = {
     "SO_SNDBUF": 262_144, "SO_RCVBUF": 65_536, "TCP_NODELAY": 1,
     "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20,
@@ -415,14 +415,14 @@ class ClientConnection:
                 self.socket.setsockopt(level, getattr(socket, name), value)
 
     def send_nowait(self, data):
-        """Send data. Raises BlockingIOError if it would have to wait."""
+        """Send data (memoryview). Raises BlockingIOError, never waits."""
         while data:
             # Windows: ask select. The second list has the writable sockets.
             if not MSG_DONTWAIT and not select.select(
                     [], [self.socket], [], 0)[1]:
                 raise BlockingIOError
             sent = self.socket.send(data[:CHUNK_SIZE], MSG_DONTWAIT)
-            data = data[sent:]  # of a memoryview: nothing is copied
+            data = data[sent:]  # not a copy
 
 
 # --- The program ---
@@ -447,10 +447,10 @@ def parse_args():
 
 
 class LogHandler(logging.StreamHandler):
-    """Prints the log. logging calls handleError if that is not possible."""
+    """Prints the log. logging calls handleError if it cannot (`| head`)."""
 
     def handleError(self, record):
-        if sys.stdout:  # the first error: for example, `| head -3` has ended
+        if sys.stdout:  # the first error
             sys.stdout = None  # otherwise Python reports it again at exit
             try:
                 print("Cannot print the log.", file=sys.stderr, flush=True)
